@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/// `Packet<T>`: as many numbers as one register holds, with the operators of a number, so that mathematics written as a template over
+/// the number type runs on packets too. The only place that names Eigen's internal packet functions.
+#pragma once
+
+#include <Eigen/Core>
+
+#include "recollect/core/dtype.hpp"
+
+namespace recollect {
+
+template <class T>
+struct Packet {
+  using Register = typename Eigen::internal::packet_traits<T>::type;
+  static constexpr int width = Eigen::internal::unpacket_traits<Register>::size;
+  /// How many of them the processor holds at once; the size of a register tile follows from it.
+  static constexpr int registers = EIGEN_ARCH_DEFAULT_NUMBER_OF_REGISTERS;
+
+  Register r;
+
+  Packet() = default;
+  Packet(Register value) : r(value) {}
+  Packet(T value)
+    requires(!std::is_same_v<T, Register>)
+      : r(Eigen::internal::pset1<Register>(value)) {}
+
+  static Packet load(const T* from) { return Eigen::internal::ploadu<Register>(from); }
+  void store(T* to) const { Eigen::internal::pstoreu(to, r); }
+
+  friend Packet operator+(Packet a, Packet b) { return Eigen::internal::padd(a.r, b.r); }
+  friend Packet operator-(Packet a, Packet b) { return Eigen::internal::psub(a.r, b.r); }
+  friend Packet operator*(Packet a, Packet b) { return Eigen::internal::pmul(a.r, b.r); }
+  friend Packet fma(Packet a, Packet b, Packet c) { return Eigen::internal::pmadd(a.r, b.r, c.r); }
+  /// The larger one; `a` where either is NaN.
+  friend Packet max(Packet a, Packet b) { return Eigen::internal::pmax(a.r, b.r); }
+  friend T sum(Packet a) { return Eigen::internal::predux(a.r); }
+  friend T largest(Packet a) { return Eigen::internal::predux_max(a.r); }
+
+  /// a * 2^n for a whole number n in packet form, held in the low bits of shifted = n + exponent_shift.
+  friend Packet scale_by_exponent(Packet a, [[maybe_unused]] Packet n, [[maybe_unused]] Packet shifted) {
+    using namespace Eigen::internal;
+    if constexpr (std::is_same_v<T, float> && width > 1) {
+      using Integer = typename unpacket_traits<Register>::integer_packet;
+      const Integer bits = plogical_shift_left<23>(preinterpret<Integer>(shifted.r));
+      return preinterpret<Register>(padd(preinterpret<Integer>(a.r), bits));
+    } else {
+      return pldexp(a.r, n.r);
+    }
+  }
+};
+
+/// Turns a square of packets over its diagonal.
+template <class T>
+void transpose(Packet<T> (&square)[Packet<T>::width]) {
+  if constexpr (Packet<T>::width > 1) {
+    Eigen::internal::PacketBlock<typename Packet<T>::Register, Packet<T>::width> block;
+    for (int i = 0; i < Packet<T>::width; ++i) block.packet[i] = square[i].r;
+    Eigen::internal::ptranspose(block);
+    for (int i = 0; i < Packet<T>::width; ++i) square[i].r = block.packet[i];
+  }
+}
+
+}  // namespace recollect

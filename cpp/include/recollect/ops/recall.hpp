@@ -1,0 +1,306 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/// Recall: rows are compared with the stored patterns and read them, once or until they come to rest.
+///
+/// Rows are worked on in blocks. A block that has the machine to itself is split over the segments of the patterns, and its parts are
+/// merged; otherwise blocks are the tasks, and each takes all its steps by itself.
+#pragma once
+
+#include <memory>
+
+#include "recollect/core/parallel.hpp"
+#include "recollect/ops/plain.hpp"
+#include "recollect/ops/recall_pass.hpp"
+
+namespace recollect::detail {
+
+/// Where results go; places not wanted stay empty.
+template <class T>
+struct RecallResults {
+  Placed<T> out, energy, lse;
+  Placed<index_t> steps;
+  Placed<bool> converged;
+};
+
+struct RecallSteps {
+  index_t updates;    // state updates at most; a read of values comes on top
+  double tol;         // a row stops after an update of at most this length; negative: never
+  double rest;        // an update of at most this length counts as converged
+};
+
+/// Memory for `count` objects, aligned for packets and not initialised.
+template <class U>
+struct Buffer {
+  struct Free {
+    void operator()(U* p) const { ::operator delete[](p, std::align_val_t{Scratch::alignment}); }
+  };
+  std::unique_ptr<U[], Free> memory;
+  explicit Buffer(index_t count)
+      : memory(static_cast<U*>(::operator new[](static_cast<std::size_t>(std::max<index_t>(count, 1)) * sizeof(U),
+                                                std::align_val_t{Scratch::alignment}))) {}
+  U* data() const { return memory.get(); }
+};
+
+template <class T, class Separation>
+class Recall {
+ public:
+  Recall(const RecallProblem<T>& problem, const RecallSteps& steps, const RecallResults<T>& results, bool only_scores)
+      : problem_(problem),
+        steps_(steps),
+        results_(results),
+        only_scores_(only_scores),
+        problem_without_values_(without_values(problem)),
+        update_(problem_without_values_, true, false),
+        read_(problem, true, results.energy.data != nullptr),
+        score_(problem_without_values_, false, results.energy.data != nullptr) {
+    const index_t width = std::max(padded<T>(problem.width), padded<T>(problem.value_width));
+    block_rows_ = std::clamp<index_t>((96 << 10) / static_cast<index_t>(sizeof(T)) / std::max<index_t>(width, 1) / 24 * 24, 24, 192);
+    block_rows_ = std::min(block_rows_, problem.rows);
+  }
+
+  void run() {
+    if (problem_.rows == 0 || problem_.outer == 0) return;
+    const index_t blocks = (problem_.rows + block_rows_ - 1) / block_rows_, total = blocks * problem_.outer;
+    if (total >= wanted_tasks || read_.segments() <= 1)
+      parallel_for(total, [&](index_t task) { whole_block(task / blocks, task % blocks); });
+    else
+      split_blocks(blocks, total);
+  }
+
+ private:
+  static constexpr index_t wanted_tasks = 64;
+
+  static RecallProblem<T> without_values(RecallProblem<T> problem) {
+    problem.value_rows = {};
+    problem.value_width = problem.width;
+    return problem;
+  }
+
+  /// The rows of one task and how far they have come.
+  struct Block {
+    index_t outer, first, count, moving;
+    T *state, *cues;  // (count, width); (moving, padded width)
+    double* beta;
+    index_t *active, *steps;  // which rows still move; softmaxes so far
+    bool* converged;
+    const bool **mask, **active_mask;
+
+    template <class Take>
+    Block(const Recall& recall, index_t o, index_t b, Take&& take) : outer(o), first(b * recall.block_rows_) {
+      const RecallProblem<T>& p = recall.problem_;
+      count = std::min(recall.block_rows_, p.rows - first);
+      state = take.template operator()<T>(count * p.width);
+      cues = take.template operator()<T>(count * padded<T>(p.width));
+      beta = take.template operator()<double>(count);
+      active = take.template operator()<index_t>(count);
+      steps = take.template operator()<index_t>(count);
+      converged = take.template operator()<bool>(count);
+      mask = take.template operator()<const bool*>(count);
+      active_mask = take.template operator()<const bool*>(count);
+      for (index_t r = 0; r < count; ++r) {
+        const T* from = p.at(p.state, o, first + r);
+        for (index_t k = 0; k < p.width; ++k) state[r * p.width + k] = from[k * p.state.inner];
+        beta[r] = *p.at(p.beta, o, first + r);
+        mask[r] = p.mask ? p.at(p.mask, o, first + r) : nullptr;
+        steps[r] = 0;
+        converged[r] = false;
+      }
+      all_active();
+    }
+
+    void all_active() {
+      moving = count;
+      for (index_t r = 0; r < count; ++r) active[r] = r;
+    }
+  };
+
+  /// Packs the cues of the rows that still move, in units of log 2.
+  Cues<T> prepare(Block& block) const {
+    const index_t width = problem_.width, stride = padded<T>(width);
+    for (index_t a = 0; a < block.moving; ++a) {
+      const index_t r = block.active[a];
+      const T scale = static_cast<T>(block.beta[r] * log2_e);
+      for (index_t k = 0; k < width; ++k) block.cues[a * stride + k] = scale * block.state[r * width + k];
+      std::fill(block.cues + a * stride + width, block.cues + (a + 1) * stride, T(0));
+      block.active_mask[a] = block.mask[r];
+    }
+    bool shared = problem_.mask.data != nullptr;
+    for (int axis = 0; axis < problem_.fold.rows.rank; ++axis)
+      shared &= problem_.mask.row[axis] == 0 || problem_.fold.rows.extents[axis] == 1;
+    return {block.cues, problem_.mask ? block.active_mask : nullptr, problem_.mask.inner, shared, block.moving};
+  }
+
+  /// An update of the state: keeps what moved, lets rest what did not.
+  void update_state(Block& block, const Partial<T>& partial) const {
+    const index_t width = problem_.width;
+    const Scratch::Frame frame(Scratch::local());
+    T* next = Scratch::local().take<T>(width);
+    index_t still = 0;
+    for (index_t a = 0; a < block.moving; ++a) {
+      const index_t r = block.active[a];
+      T* state = block.state + r * width;
+      finish_read(block, r, a, partial, problem_.stored_at(block.outer), next);
+      double moved = 0;
+      for (index_t k = 0; k < width; ++k) {
+        const double step = static_cast<double>(next[k]) - static_cast<double>(state[k]);
+        moved += step * step;
+        state[k] = next[k];
+      }
+      ++block.steps[r];
+      block.converged[r] = std::sqrt(moved) <= steps_.rest;
+      if (!(steps_.tol >= 0 && std::sqrt(moved) <= steps_.tol)) block.active[still++] = r;
+    }
+    block.moving = still;
+  }
+
+  /// The weighted mean of a row, with the plain definition as the refuge when the fast sums have left the range of T.
+  void finish_read(const Block& block, index_t r, index_t a, const Partial<T>& partial, const StoredRows& values, T* out) const {
+    const auto& softmax = partial.softmax[a];
+    const bool none = problem_.mask ? partial.admissible[a] == 0 : problem_.patterns == 0;
+    T check = 0;
+    for (index_t k = 0; k < values.width; ++k) {
+      out[k] = none ? T(0) : partial.read[a * partial.width + k] / softmax.sum;
+      check += out[k] * T(0);
+    }
+    if (!none && !(softmax.sum > 0 && softmax.sum <= std::numeric_limits<T>::max() && check == T(0)))
+      plain_recall(block.state + r * problem_.width, block.beta[r], problem_.stored_at(block.outer), values, problem_.patterns,
+                   block.mask[r], problem_.mask.inner, out);
+  }
+
+  void write_out(const Block& block, index_t r, const T* row, index_t width) const {
+    T* to = problem_.at(results_.out, block.outer, block.first + r);
+    for (index_t k = 0; k < width; ++k) to[k * results_.out.inner] = row[k];
+  }
+
+  /// lse and energy of a row's state, in double precision: they are differences of large numbers.
+  void write_energy(const Block& block, index_t r, const Partial<T>& partial) const {
+    const double beta = block.beta[r];
+    const index_t admissible = problem_.mask ? partial.admissible[r] : problem_.patterns, width = problem_.width;
+    const auto& softmax = partial.softmax[r];
+    const T* state = block.state + r * width;
+    double lse = softmax.log_sum() * ln_2;
+    if (admissible > 0 && !(std::abs(lse) <= static_cast<double>(std::numeric_limits<T>::max())))
+      lse = static_cast<double>(plain_recall<T>(state, beta, problem_.stored_at(block.outer), {}, problem_.patterns, block.mask[r],
+                                                problem_.mask.inner, nullptr));
+    lse /= beta;
+    const index_t row = block.first + r;
+    if (results_.lse) *problem_.at(results_.lse, block.outer, row) = static_cast<T>(admissible ? lse : -INFINITY);
+    if (!results_.energy) return;
+    double square = 0;
+    for (index_t k = 0; k < width; ++k) square += static_cast<double>(state[k]) * static_cast<double>(state[k]);
+    const double energy =
+        -lse + 0.5 * square + std::log(static_cast<double>(admissible)) / beta + 0.5 * static_cast<double>(partial.norm[r]);
+    *problem_.at(results_.energy, block.outer, row) = static_cast<T>(admissible ? energy : INFINITY);
+  }
+
+  /// After the updates: the read of values or the plain copy of the state, and what is told about each row.
+  void finish(Block& block, const Partial<T>* partial) const {
+    const Scratch::Frame frame(Scratch::local());
+    T* row = Scratch::local().take<T>(problem_.value_width);
+    for (index_t r = 0; r < block.count; ++r) {
+      if (problem_.has_values() && results_.out) {
+        finish_read(block, r, r, *partial, problem_.values_at(block.outer), row);
+        ++block.steps[r];
+        write_out(block, r, row, problem_.value_width);
+      } else if (results_.out) {
+        write_out(block, r, block.state + r * problem_.width, problem_.width);
+      }
+      if (partial && (results_.energy || results_.lse)) write_energy(block, r, *partial);
+      if (results_.steps) *problem_.at(results_.steps, block.outer, block.first + r) = block.steps[r];
+      if (results_.converged) *problem_.at(results_.converged, block.outer, block.first + r) = block.converged[r];
+    }
+  }
+
+  /// The pass after the updates: it reads the values, or only scores for the energy, or is not needed.
+  const RecallPass<T, Separation>* last_pass() const {
+    if (problem_.has_values() && !only_scores_) return &read_;
+    return results_.energy || results_.lse ? &score_ : nullptr;
+  }
+
+  void whole_block(index_t outer, index_t b) const {
+    Scratch& scratch = Scratch::local();
+    const Scratch::Frame frame(scratch);
+    const auto take = [&]<class U>(index_t count) { return scratch.take<U>(count); };
+    Block block(*this, outer, b, take);
+    const Partial<T> partial = Partial<T>::make(block.count, std::max(problem_.width, problem_.value_width), take);
+    const auto pass = [&](const RecallPass<T, Separation>& p) {
+      Partial<T> narrow = partial;
+      narrow.width = padded<T>(p.partial_width());
+      p.gather(outer, prepare(block), 0, p.segments(), narrow);
+      return narrow;
+    };
+    for (index_t step = 0; step < steps_.updates && block.moving > 0; ++step) update_state(block, pass(update_));
+    const RecallPass<T, Separation>* last = last_pass();
+    block.all_active();
+    if (last) {
+      const Partial<T> gathered = pass(*last);
+      finish(block, &gathered);
+    } else {
+      finish(block, nullptr);
+    }
+  }
+
+  /// Few rows and many patterns: every step is one region over (block, run of segments) and one over blocks.
+  void split_blocks(index_t blocks, index_t total) const {
+    std::vector<std::shared_ptr<Buffer<std::byte>>> memory;
+    const auto take = [&]<class U>(index_t count) {
+      memory.push_back(std::make_shared<Buffer<std::byte>>(count * static_cast<index_t>(sizeof(U))));
+      return reinterpret_cast<U*>(memory.back()->data());
+    };
+    std::vector<Block> state;
+    for (index_t task = 0; task < total; ++task) state.emplace_back(*this, task / blocks, task % blocks, take);
+    // A run is a power of two of segments, so that it is a subtree of the fixed tree.
+    const index_t segments = std::max(read_.segments(), update_.segments());
+    const index_t run = static_cast<index_t>(
+        std::bit_ceil(static_cast<std::uint64_t>((segments * total + wanted_tasks - 1) / wanted_tasks)));
+    const index_t runs = (segments + run - 1) / run;
+    std::vector<Partial<T>> parts;
+    for (index_t i = 0; i < total * runs; ++i)
+      parts.push_back(Partial<T>::make(state[i / runs].count, std::max(problem_.width, problem_.value_width), take));
+
+    const auto pass = [&](const RecallPass<T, Separation>& p) {
+      std::vector<Cues<T>> cues;
+      for (Block& block : state) cues.push_back(prepare(block));
+      for (Partial<T>& part : parts) part.width = padded<T>(p.partial_width());
+      parallel_for(total * runs, [&](index_t task) {
+        const index_t first = std::min(task % runs * run, p.segments()), last = std::min(first + run, p.segments());
+        const Block& block = state[task / runs];
+        if (block.moving > 0 && first < last) p.gather(block.outer, cues[task / runs], first, last, parts[task]);
+      });
+      const index_t filled = (p.segments() + run - 1) / run;
+      parallel_for(total, [&](index_t b) { merge_runs(&parts[b * runs], filled, state[b].moving); });
+    };
+    for (index_t step = 0; step < steps_.updates; ++step) {
+      if (std::all_of(state.begin(), state.end(), [](const Block& b) { return b.moving == 0; })) break;
+      pass(update_);
+      parallel_for(total, [&](index_t b) { update_state(state[b], parts[b * runs]); });
+    }
+    for (Block& block : state) block.all_active();
+    const RecallPass<T, Separation>* last = last_pass();
+    if (last) pass(*last);
+    parallel_for(total, [&](index_t b) { finish(state[b], last ? &parts[b * runs] : nullptr); });
+  }
+
+  /// The upper levels of the fixed tree, into the first part.
+  static void merge_runs(Partial<T>* parts, index_t count, index_t rows) {
+    std::vector<index_t> stack;
+    const auto join = [&] {
+      parts[stack[stack.size() - 2]].merge(parts[stack.back()], rows);
+      stack.pop_back();
+    };
+    for (index_t i = 0; i < count; ++i) {
+      stack.push_back(i);
+      for (index_t done = i + 1; done % 2 == 0; done /= 2) join();
+    }
+    while (stack.size() > 1) join();
+  }
+
+  const RecallProblem<T>& problem_;
+  const RecallSteps steps_;
+  const RecallResults<T>& results_;
+  const bool only_scores_;
+  RecallProblem<T> problem_without_values_;
+  RecallPass<T, Separation> update_, read_, score_;
+  index_t block_rows_;
+};
+
+}  // namespace recollect::detail

@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/// One pass of a block of rows over the stored patterns: scores, weights and the weighted sum of values, tile by tile, with nothing of
+/// size N kept. The result over any range of patterns is a `Partial`, and partials merge.
+///
+/// The patterns are cut into segments of fixed length, each is summed on its own, and segments are merged in a fixed binary tree. The
+/// tree is a property of N alone: which task computes which part of it, and what other rows there are, never shows in the result.
+#pragma once
+
+#include <algorithm>
+#include <bit>
+
+#include "recollect/math/online_softmax.hpp"
+#include "recollect/math/separation.hpp"
+#include "recollect/ops/recall_problem.hpp"
+
+namespace recollect::detail {
+
+inline constexpr double log2_e = 1.4426950408889634074, ln_2 = 0.69314718055994530942;
+
+/// What some rows have gathered over a range of patterns.
+template <class T>
+struct Partial {
+  math::OnlineSoftmax<T>* softmax = nullptr;
+  T* read = nullptr;             // (rows, padded value width), relative to the softmax's reference
+  index_t* admissible = nullptr;  // how many patterns each row could see
+  T* norm = nullptr;              // the largest |x_i|^2 among them
+  index_t width = 0;
+
+  template <class Take>
+  static Partial make(index_t rows, index_t value_width, Take&& take) {
+    Partial p;
+    p.width = padded<T>(value_width);
+    p.softmax = take.template operator()<math::OnlineSoftmax<T>>(rows);
+    p.read = take.template operator()<T>(rows * p.width);
+    p.admissible = take.template operator()<index_t>(rows);
+    p.norm = take.template operator()<T>(rows);
+    return p;
+  }
+
+  void reset(index_t rows) const {
+    std::fill(softmax, softmax + rows, math::OnlineSoftmax<T>{});
+    std::fill(read, read + rows * width, T(0));
+    std::fill(admissible, admissible + rows, index_t(0));
+    std::fill(norm, norm + rows, T(0));
+  }
+
+  void merge(const Partial& other, index_t rows) const {
+    for (index_t r = 0; r < rows; ++r) {
+      math::OnlineSoftmax<T>& mine = softmax[r];
+      math::OnlineSoftmax<T> theirs = other.softmax[r];
+      const T shrink = mine.raise(theirs.largest), shrink_theirs = theirs.raise(mine.largest);
+      mine.sum += theirs.sum;
+      T* to = read + r * width;
+      const T* from = other.read + r * width;
+      for (index_t k = 0; k < width; ++k) to[k] = to[k] * shrink + from[k] * shrink_theirs;
+      admissible[r] += other.admissible[r];
+      norm[r] = std::max(norm[r], other.norm[r]);
+    }
+  }
+};
+
+/// The rows of a pass: their scaled cues, packed, and their masks.
+template <class T>
+struct Cues {
+  const T* data;             // (rows, padded width), times beta log2(e)
+  const bool* const* mask;   // a row's mask, or null
+  index_t mask_stride;
+  bool shared_mask;          // the same mask for every row
+  index_t rows;
+};
+
+template <class T, class Separation>
+class RecallPass {
+ public:
+  RecallPass(const RecallProblem<T>& problem, bool reads, bool wants_norm)
+      : problem_(problem), reads_(reads), wants_norm_(wants_norm), separate_(reads && problem.has_values()) {
+    tile_ = tile_rows<T>(separate_ ? std::max(problem.width, problem.value_width) : problem.width);
+    segment_ = (2047 / tile_ + 1) * tile_;
+  }
+
+  index_t segments() const { return (problem_.patterns + segment_ - 1) / segment_; }
+  index_t partial_width() const { return reads_ ? problem_.value_width : 0; }
+
+  /// Gathers segments [first, last) into `into`. For the tree to come out right, `first` is a multiple of the power of two that
+  /// last - first is at most.
+  void gather(index_t outer, const Cues<T>& cues, index_t first, index_t last, const Partial<T>& into) const {
+    Scratch& scratch = Scratch::local();
+    const Scratch::Frame frame(scratch);
+    const Workspace work(*this, scratch);
+    const auto take = [&]<class U>(index_t count) { return scratch.take<U>(count); };
+    const int levels = std::bit_width(static_cast<std::uint64_t>(last - first));
+    Partial<T> stack[64];
+    stack[0] = into;
+    for (int level = 1; level <= levels; ++level) stack[level] = Partial<T>::make(cues.rows, partial_width(), take);
+    int top = 0;
+    if (first >= last) into.reset(cues.rows);
+    for (index_t s = first; s < last; ++s) {
+      stack[top].reset(cues.rows);
+      const index_t begin = s * segment_, end = std::min(begin + segment_, problem_.patterns);
+      for (index_t i = begin; i < end; i += tile_) absorb(outer, cues, i, std::min(tile_, end - i), stack[top], work);
+      ++top;
+      for (index_t done = s - first + 1; done % 2 == 0; done /= 2, --top) stack[top - 2].merge(stack[top - 1], cues.rows);
+    }
+    for (; top > 1; --top) stack[top - 2].merge(stack[top - 1], cues.rows);
+  }
+
+ private:
+  static constexpr index_t sub_rows = 24;  // so many rows of scores stay in the first-level cache, and 6 and 8 divide it
+
+  struct Workspace {
+    mutable Tile<T> stored, values;
+    T *scores, *norms, *bias, *shrink;
+
+    Workspace(const RecallPass& pass, Scratch& scratch) {
+      const index_t width = padded<T>(pass.problem_.width);
+      stored.buffer = scratch.take<T>(pass.tile_ * width);
+      stored.panels = scratch.take<T>(pass.tile_ * width);
+      if (pass.separate_) values.buffer = scratch.take<T>(pass.tile_ * padded<T>(pass.problem_.value_width));
+      scores = scratch.take<T>(sub_rows * pass.tile_);
+      norms = scratch.take<T>(pass.tile_);
+      bias = scratch.take<T>(pass.tile_);
+      shrink = scratch.take<T>(sub_rows);
+    }
+  };
+
+  /// Adds the patterns [first, first + count) to what the rows have gathered.
+  void absorb(index_t outer, const Cues<T>& cues, index_t first, index_t count, const Partial<T>& into, const Workspace& work) const {
+    index_t admissible = count;
+    if (cues.shared_mask && cues.mask) {
+      admissible = shared_bias(cues.mask[0] + first * cues.mask_stride, cues.mask_stride, count, work.bias);
+      if (admissible == 0) return;
+    }
+    const bool some_masked = admissible < count;
+    load_rows(problem_.stored_at(outer), first, count, work.stored, some_masked);
+    if (separate_) load_rows(problem_.values_at(outer), first, count, work.values, some_masked);
+    if (some_masked) clear_masked(count, work);
+    turn_rows(count, work.stored);
+    if (wants_norm_) square_norms(work.stored, count, work.norms);
+    const Tile<T>& values = separate_ ? work.values : work.stored;
+    for (index_t r0 = 0; r0 < cues.rows; r0 += sub_rows) {
+      const index_t rows = std::min(sub_rows, cues.rows - r0), width = padded<T>(problem_.width);
+      score(rows, Factor<T>{cues.data + r0 * width, width, 1}, problem_.width, work.stored, count, work.scores, tile_);
+      for (index_t r = 0; r < rows; ++r) {
+        T* scores = work.scores + r * tile_;
+        admit(cues, r0 + r, first, count, admissible, scores, into, work);
+        work.shrink[r] = weigh(scores, count, into.softmax[r0 + r]);
+      }
+      if (reads_)
+        read<T, start::scaled>(rows, Factor<T>{work.scores, tile_, 1}, values.rows, values.row_stride, into.width, count,
+                               into.read + r0 * into.width, into.width, work.shrink);
+    }
+  }
+
+  /// 0 where a pattern is admissible and -inf where it is not; returns how many are.
+  static index_t shared_bias(const bool* mask, index_t stride, index_t count, T* bias) {
+    index_t admissible = 0;
+    for (index_t i = 0; i < count; ++i) {
+      admissible += mask[i * stride];
+      bias[i] = mask[i * stride] ? T(0) : -std::numeric_limits<T>::infinity();
+    }
+    std::fill(bias + count, bias + padded<T>(count), T(0));
+    return admissible;
+  }
+
+  /// What every row leaves out may hold anything, NaN too: it is made zero, since 0 * NaN would reach the sums.
+  void clear_masked(index_t count, const Workspace& work) const {
+    for (index_t i = 0; i < count; ++i) {
+      if (work.bias[i] == T(0)) continue;
+      std::fill_n(work.stored.buffer + i * work.stored.row_stride, work.stored.row_stride, T(0));
+      if (separate_) std::fill_n(work.values.buffer + i * work.values.row_stride, work.values.row_stride, T(0));
+    }
+  }
+
+  static void square_norms(const Tile<T>& tile, index_t count, T* norms) {
+    for (index_t i = 0; i < count; ++i) {
+      Packet<T> total(T(0));
+      for (index_t k = 0; k < tile.row_stride; k += Packet<T>::width) {
+        const auto x = Packet<T>::load(tile.rows + i * tile.row_stride + k);
+        total = fma(x, x, total);
+      }
+      norms[i] = sum(total);
+    }
+  }
+
+  /// Takes inadmissible patterns out of a row's scores and counts the others.
+  void admit(const Cues<T>& cues, index_t row, index_t first, index_t count, index_t shared_count, T* scores, const Partial<T>& into,
+             const Workspace& work) const {
+    const bool* mask = cues.mask ? cues.mask[row] + first * cues.mask_stride : nullptr;
+    if (mask && cues.shared_mask) {
+      for (index_t i = 0; i < padded<T>(count); i += Packet<T>::width)
+        (Packet<T>::load(scores + i) + Packet<T>::load(work.bias + i)).store(scores + i);
+    } else if (mask) {
+      shared_count = 0;
+      for (index_t i = 0; i < count; ++i) {
+        shared_count += mask[i * cues.mask_stride];
+        scores[i] = mask[i * cues.mask_stride] ? scores[i] : -std::numeric_limits<T>::infinity();
+      }
+    }
+    std::fill(scores + count, scores + padded<T>(count), -std::numeric_limits<T>::infinity());
+    into.admissible[row] += shared_count;
+    if (wants_norm_)
+      for (index_t i = 0; i < count; ++i)
+        if (!mask || mask[i * cues.mask_stride]) into.norm[row] = std::max(into.norm[row], work.norms[i]);
+  }
+
+  /// Turns a row of scores into weights and adds them to its softmax; returns by how much earlier reads shrink.
+  static T weigh(T* scores, index_t count, math::OnlineSoftmax<T>& softmax) {
+    using P = Packet<T>;
+    P most = P::load(scores);
+    for (index_t i = P::width; i < count; i += P::width) most = max(P::load(scores + i), most);
+    const T shrink = softmax.raise(largest(most));
+    const P reference(softmax.reference());
+    P total(T(0));
+    for (index_t i = 0; i < count; i += P::width) {
+      const P weight = Separation::template weight<T>(P::load(scores + i) - reference);
+      weight.store(scores + i);
+      total = total + weight;
+    }
+    softmax.sum += sum(total);
+    return shrink;
+  }
+
+  const RecallProblem<T>& problem_;
+  const bool reads_, wants_norm_, separate_;
+  index_t tile_, segment_;
+};
+
+}  // namespace recollect::detail

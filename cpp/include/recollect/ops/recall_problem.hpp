@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/// What a recall works on, once shapes are checked: where every row, memory and mask lies.
+///
+/// Leading axes along which the memory (patterns and values) does not change are nothing but more rows: they are folded into the
+/// rows, so that a stored pattern is fetched once for all of them. The other leading axes are called outer.
+#pragma once
+
+#include "recollect/core/shapes.hpp"
+#include "recollect/ops/stored.hpp"
+
+namespace recollect::detail {
+
+using Strides = std::array<index_t, max_rank + 1>;
+
+/// Where an operand lies: a stride for each outer axis, for each row axis, and along its last letter.
+template <class P>
+struct Placed {
+  P* data = nullptr;
+  Strides outer{}, row{};
+  index_t inner = 0;
+
+  explicit operator bool() const { return data != nullptr; }
+};
+
+/// Which leading axes are outer and which are rows.
+struct Fold {
+  Axes outer, rows;
+  std::array<int, max_rank> outer_axis{}, row_axis{};
+  int outer_rank = 0, row_rank = 0;
+
+  Fold(const Shapes& shapes, char row_letter, std::initializer_list<int> memory_operands) {
+    for (int axis = 0; axis < shapes.batch_rank(); ++axis) {
+      bool changes = false;
+      for (int operand : memory_operands) changes |= shapes[operand].given && shapes[operand].batch[axis] != 0;
+      if (changes) {
+        outer_axis[outer_rank++] = axis;
+        outer.add(shapes.batch_extent(axis));
+      } else {
+        row_axis[row_rank++] = axis;
+        rows.add(shapes.batch_extent(axis));
+      }
+    }
+    rows.add(shapes.extent(row_letter));
+  }
+
+  /// An input. `has_rows` says whether its first letter is the row letter.
+  template <class P>
+  Placed<P> place(const BoundOperand& operand, P* data, bool has_rows, int inner_letter) const {
+    Placed<P> placed;
+    if (!operand.given) return placed;
+    placed.data = data;
+    for (int i = 0; i < outer_rank; ++i) placed.outer[i] = operand.batch[outer_axis[i]];
+    for (int i = 0; i < row_rank; ++i) placed.row[i] = operand.batch[row_axis[i]];
+    if (has_rows) placed.row[row_rank] = operand.inner[0];
+    if (inner_letter >= 0) placed.inner = operand.inner[inner_letter];
+    return placed;
+  }
+
+  /// An output of shape (leading axes..., n) or (leading axes..., n, width).
+  template <class P>
+  Placed<P> place_output(const Array& array, int batch_rank) const {
+    Placed<P> placed;
+    if (!array.given()) return placed;
+    placed.data = static_cast<P*>(array.data);
+    for (int i = 0; i < outer_rank; ++i) placed.outer[i] = array.strides[outer_axis[i]];
+    for (int i = 0; i < row_rank; ++i) placed.row[i] = array.strides[row_axis[i]];
+    placed.row[row_rank] = array.strides[batch_rank];
+    placed.inner = array.rank > batch_rank + 1 ? array.strides[batch_rank + 1] : 0;
+    return placed;
+  }
+};
+
+template <class T>
+struct RecallProblem {
+  Fold fold;
+  index_t rows, outer, patterns, width, value_width;
+  Placed<const T> state;
+  Placed<const double> beta;
+  Placed<const bool> mask;
+  Placed<const char> stored, values;  // untyped: any element type, strides in elements
+  StoredRows stored_rows, value_rows;
+
+  bool has_values() const { return value_rows.type != dtype::none; }
+
+  StoredRows stored_at(index_t o) const { return shifted(stored_rows, stored, o); }
+  StoredRows values_at(index_t o) const { return has_values() ? shifted(value_rows, values, o) : stored_at(o); }
+
+  /// The place of row r of outer entry o in an operand or output.
+  template <class P>
+  P* at(const Placed<P>& operand, index_t o, index_t r) const {
+    return operand.data + fold.outer.offset(o, operand.outer) + fold.rows.offset(r, operand.row);
+  }
+
+ private:
+  static constexpr index_t bytes(dtype type) {
+    return type == dtype::float64 ? 8 : type == dtype::float32 ? 4 : 2;
+  }
+
+  StoredRows shifted(StoredRows rows_of_first, const Placed<const char>& placed, index_t o) const {
+    rows_of_first.data = placed.data + fold.outer.offset(o, placed.outer) * bytes(rows_of_first.type);
+    return rows_of_first;
+  }
+};
+
+/// Operands in the order state, patterns, values, beta, mask; the row letter is n, that of the memory N.
+template <class T>
+RecallProblem<T> make_problem(const Shapes& shapes, const ConstArray (&arrays)[5]) {
+  enum { state, patterns, values, beta, mask };
+  RecallProblem<T> p{Fold(shapes, 'n', {patterns, values})};
+  p.rows = p.fold.rows.count();
+  p.outer = p.fold.outer.count();
+  p.patterns = shapes.extent('N');
+  p.width = shapes.extent('d');
+  p.value_width = arrays[values].given() ? shapes.extent('e') : p.width;
+  p.state = p.fold.place(shapes[state], static_cast<const T*>(arrays[state].data), true, 1);
+  p.beta = p.fold.place(shapes[beta], static_cast<const double*>(arrays[beta].data), false, -1);
+  p.mask = p.fold.place(shapes[mask], static_cast<const bool*>(arrays[mask].data), true, 1);
+  p.stored = p.fold.place(shapes[patterns], static_cast<const char*>(arrays[patterns].data), false, 1);
+  p.stored_rows = {nullptr, arrays[patterns].type, p.width, shapes[patterns].inner[0], shapes[patterns].inner[1]};
+  p.values = p.fold.place(shapes[values], static_cast<const char*>(arrays[values].data), false, 1);
+  if (arrays[values].given())
+    p.value_rows = {nullptr, arrays[values].type, p.value_width, shapes[values].inner[0], shapes[values].inner[1]};
+  return p;
+}
+
+}  // namespace recollect::detail

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/// Tiles of stored rows, brought into cache in the two forms that products need: the rows themselves, padded to whole packets, and
+/// panels with the rows as columns. Half-width storage is widened on the way, so nothing after this knows of it.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+
+#include "recollect/core/scratch.hpp"
+#include "recollect/core/view.hpp"
+#include "recollect/ops/packet.hpp"
+#include "recollect/ops/tile_product.hpp"
+
+namespace recollect::detail {
+
+/// N rows of some width, in any element type and at any strides.
+struct StoredRows {
+  const void* data = nullptr;
+  dtype type = dtype::none;
+  index_t width = 0, row = 0, column = 0;
+
+  template <class S>
+  const S* at(index_t i) const {
+    return static_cast<const S*>(data) + i * row;
+  }
+};
+
+template <class T>
+struct Tile {
+  const T* rows = nullptr;  // (count, padded width)
+  index_t row_stride = 0;
+  T* buffer = nullptr;  // the rows, unless they can be used where they lie
+  T* panels = nullptr;  // strips of `panel_columns` rows, turned: (strip, padded width, panel_columns)
+};
+
+/// The shape of register tiles: as many sums as fit the registers beside one strip of columns and one number.
+template <class T>
+struct Registers {
+  static constexpr bool many = Packet<T>::registers >= 32;
+  static constexpr int score_rows = many ? 8 : 4, score_packets = 3;
+  static constexpr int read_rows = many ? 6 : 4, read_packets = many ? 4 : 3;
+  static constexpr index_t panel_columns = score_packets * Packet<T>::width;
+};
+
+template <class T>
+constexpr index_t padded(index_t width) {
+  constexpr index_t packet = Packet<T>::width;
+  return (width + packet - 1) / packet * packet;
+}
+
+/// How many stored rows make a tile: rows and panels together stay well inside the second-level cache.
+template <class T>
+index_t tile_rows(index_t width) {
+  constexpr index_t bytes = 96 << 10, step = Registers<T>::panel_columns;
+  const index_t fitting = bytes / static_cast<index_t>(sizeof(T)) / std::max<index_t>(padded<T>(width), 1) / step * step;
+  return std::clamp<index_t>(fitting, step, 8 * step);
+}
+
+template <class S, class T>
+void copy_rows(const StoredRows& stored, index_t first, index_t count, T* to) {
+  const index_t stride = padded<T>(stored.width);
+  for (index_t i = 0; i < count; ++i) {
+    const S* from = stored.at<S>(first + i);
+    T* row = to + i * stride;
+    if (stored.column == 1)
+      for (index_t k = 0; k < stored.width; ++k) row[k] = widen<T>(from[k]);
+    else
+      for (index_t k = 0; k < stored.width; ++k) row[k] = widen<T>(from[k * stored.column]);
+    std::fill(row + stored.width, row + stride, T(0));
+  }
+}
+
+template <class T>
+void load_rows(const StoredRows& stored, index_t first, index_t count, Tile<T>& tile, bool copy = false) {
+  tile.rows = tile.buffer;
+  tile.row_stride = padded<T>(stored.width);
+  switch (stored.type) {
+    case dtype::float16: return copy_rows<float16>(stored, first, count, tile.buffer);
+    case dtype::bfloat16: return copy_rows<bfloat16>(stored, first, count, tile.buffer);
+    case dtype_of<T>: break;
+    default: return copy_rows<float>(stored, first, count, tile.buffer);
+  }
+  const T* rows = stored.at<T>(first);
+  // A packet that crosses two cache lines costs two loads: rows are used in place only when none does.
+  const bool aligned = reinterpret_cast<std::uintptr_t>(rows) % (Packet<T>::width * sizeof(T)) == 0;
+  if (!copy && stored.column == 1 && aligned && stored.width % Packet<T>::width == 0 && stored.row == stored.width)
+    tile.rows = rows;
+  else
+    copy_rows<T>(stored, first, count, tile.buffer);
+}
+
+/// Turns the rows of a tile into panels; columns beyond `count` are zero.
+template <class T>
+void turn_rows(index_t count, Tile<T>& tile) {
+  using P = Packet<T>;
+  constexpr index_t columns = Registers<T>::panel_columns;
+  const index_t width = tile.row_stride;
+  for (index_t i0 = 0; i0 < count; i0 += P::width) {
+    if (i0 % columns == 0 && i0 + columns > count) std::fill(tile.panels + i0 * width, tile.panels + (i0 + columns) * width, T(0));
+    T* to = tile.panels + i0 / columns * columns * width + i0 % columns;
+    for (index_t k = 0; k < width; k += P::width) {
+      P square[P::width];
+      for (index_t i = 0; i < P::width; ++i)
+        square[i] = i0 + i < count ? P::load(tile.rows + (i0 + i) * tile.row_stride + k) : P(T(0));
+      transpose(square);
+      for (index_t j = 0; j < P::width; ++j) square[j].store(to + (k + j) * columns);
+    }
+  }
+}
+
+/// scores(r, i) = sum_k cues(r, k) x_i(k) for the rows of a tile in panel form.
+template <class T>
+void score(index_t rows, Factor<T> cues, index_t width, const Tile<T>& tile, index_t count, T* scores, index_t stride) {
+  using R = Registers<T>;
+  for (index_t first = 0; first < count; first += R::panel_columns)
+    strip_product<T, R::score_rows, R::score_packets, start::zero>(rows, cues, tile.panels + first * tile.row_stride,
+                                                                   R::panel_columns, scores + first, stride, width, nullptr);
+}
+
+/// c(r, :) = start + sum_i weights(r, i) b(i, :), in strips of as many packets as the registers hold, then what is left.
+template <class T, start Start, int Packets = Registers<T>::read_packets>
+void read(index_t rows, Factor<T> weights, const T* b, index_t b_stride, index_t columns, index_t depth, T* c, index_t c_stride,
+          const T* row_scale) {
+  constexpr index_t strip = Packets * Packet<T>::width;
+  index_t first = 0;
+  for (; first + strip <= columns; first += strip)
+    strip_product<T, Registers<T>::read_rows, Packets, Start>(rows, weights, b + first, b_stride, c + first, c_stride, depth,
+                                                              row_scale);
+  if constexpr (Packets > 1)
+    if (first < columns)
+      read<T, Start, Packets - 1>(rows, weights, b + first, b_stride, columns - first, depth, c + first, c_stride, row_scale);
+}
+
+}  // namespace recollect::detail

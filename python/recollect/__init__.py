@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Associative memories for NumPy: Hopfield energy and retrieval, forward and backward.
+
+>>> import numpy as np, recollect as rc
+>>> rng = np.random.default_rng(0)
+>>> patterns = rng.standard_normal((1000, 64))
+>>> cue = patterns[7] + 0.5 * rng.standard_normal(64)
+>>> recalled = rc.hopfield.retrieve(cue[None], patterns, beta=2.0)
+>>> bool(np.abs(recalled - patterns[7]).max() < 1e-6)
+True
+"""
+
+from . import hopfield
+from ._config import show_config
+from ._core import core as _core
+from ._threads import get_num_threads, set_num_threads
+from ._vjp import vjp
+
+__all__ = ["get_num_threads", "hopfield", "set_num_threads", "show_config", "vjp"]
+__version__: str = _core.build_info()["version"]

@@ -1,0 +1,43 @@
+"""What was built, and what of it runs here."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import numpy as np
+
+from ._core import available, core, level
+
+__all__ = ["Config", "show_config"]
+
+
+class Config(dict[str, object]):
+    """A dict that prints as a small table."""
+
+    def __str__(self) -> str:
+        width = max(map(len, self))
+        text = {k: ", ".join(v) if isinstance(v, tuple) else v for k, v in self.items()}
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in text.items())
+
+    __repr__ = __str__
+
+
+def show_config() -> Config:
+    """Report the version, the instruction-set level in use and what the core was built with.
+
+    >>> config = show_config()
+    >>> config["isa"] in config["isa_available"]
+    True
+    """
+    build = core.build_info()
+    return Config(
+        version=build["version"],
+        isa=level,
+        isa_available=available,
+        packet_bytes=build["packet_bytes"],
+        compiler=build["compiler"],
+        eigen=build["eigen"],
+        threads=core.get_num_threads(),
+        cuda="built" if find_spec(f"{__package__}._cuda") else "not built",
+        numpy=np.__version__,
+    )

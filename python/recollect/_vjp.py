@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""`vjp`: the value of an op together with its pullback.
+
+Each differentiable op says how in one function that is registered here beside it; this file knows no op.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+# op -> rule(*args, **kwargs) -> (out, pullback)
+_rules: dict[Callable[..., Any], Callable[..., Any]] = {}
+
+
+def pullback_of(op: Callable[..., Any]) -> Callable[[_F], _F]:
+    """Marks a function as the rule of `op`."""
+
+    def register(rule: _F) -> _F:
+        _rules[op] = rule
+        return rule
+
+    return register
+
+
+def vjp(op: Callable[..., Any], /, *args: Any, **kwargs: Any) -> tuple[Any, Callable[[Any], Any]]:
+    """Value and pullback of a differentiable op.
+
+    ::
+
+        out, pullback = vjp(op, *args, **kwargs)        pullback(d_out) = J^T d_out
+
+    Parameters
+    ----------
+    op : function
+        `recollect.hopfield.energy` or `recollect.hopfield.retrieve`.
+    *args, **kwargs
+        Its arguments; arrays by position or by keyword.
+
+    Returns
+    -------
+    out : array
+        What ``op(*args, **kwargs)`` returns.
+    pullback : function
+        Takes d_out of the shape of `out` and returns a named tuple with one field for each differentiable argument that was given,
+        in the signature's order, of that argument's own shape: what was broadcast is summed. It may be called more than once.
+
+    Raises
+    ------
+    TypeError
+        `op` is not differentiable, or an argument is refused by `op` itself.
+
+    Examples
+    --------
+    >>> import numpy as np, recollect as rc
+    >>> patterns = np.eye(3)
+    >>> out, pullback = rc.vjp(rc.hopfield.retrieve, patterns[:1], patterns, beta=1.0)
+    >>> pullback(np.ones((1, 3))).state.round(6)
+    array([[0., 0., 0.]])
+    """
+    try:
+        rule = _rules[op]
+    except (KeyError, TypeError):
+        known = ", ".join(sorted(f"{f.__module__.removeprefix('recollect.')}.{f.__name__}" for f in _rules))
+        raise TypeError(f"vjp: op is {op!r}; expected one of {known}") from None
+    return rule(*args, **kwargs)

@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/// The compiled module of one instruction-set level. Every bind_*.cpp adds its functions: convert, release the GIL, call.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+
+#include <string>
+
+#include "recollect/core/parallel.hpp"
+#include "recollect/ops/packet.hpp"
+#include "recollect/version.hpp"
+
+namespace nb = nanobind;
+
+namespace recollect::python {
+void bind_hopfield(nb::module_& m);
+}
+
+namespace {
+
+PyObject* python_exception(recollect::status code) {
+  switch (code) {
+    case recollect::status::value: return PyExc_ValueError;
+    case recollect::status::type: return PyExc_TypeError;
+    case recollect::status::memory: return PyExc_MemoryError;
+    default: return PyExc_RuntimeError;
+  }
+}
+
+nb::dict build_info() {
+  nb::dict info;
+  info["version"] = recollect::version;
+  info["compiler"] = __VERSION__;
+  info["eigen"] =
+      std::to_string(EIGEN_WORLD_VERSION) + "." + std::to_string(EIGEN_MAJOR_VERSION) + "." + std::to_string(EIGEN_MINOR_VERSION);
+  info["packet_bytes"] = recollect::Packet<float>::width * static_cast<int>(sizeof(float));
+  return info;
+}
+
+}  // namespace
+
+NB_MODULE(RECOLLECT_MODULE, m) {
+  nb::register_exception_translator([](const std::exception_ptr& exception, void*) {
+    try {
+      std::rethrow_exception(exception);
+    } catch (const recollect::error& error) {
+      PyErr_SetString(python_exception(error.code()), error.what());
+    }
+  });
+  m.def("build_info", &build_info);
+  m.def("get_num_threads", &recollect::get_num_threads);
+  m.def("set_num_threads", &recollect::set_num_threads, nb::arg("n"));
+  recollect::python::bind_hopfield(m);
+}
