@@ -10,11 +10,13 @@
 True
 """
 
-from . import hopfield
+from . import _hopfield_vjp, hopfield
 from ._config import show_config
 from ._core import core as _core
 from ._threads import get_num_threads, set_num_threads
 from ._vjp import vjp
+
+del _hopfield_vjp
 
 __all__ = ["get_num_threads", "hopfield", "set_num_threads", "show_config", "vjp"]
 __version__: str = _core.build_info()["version"]

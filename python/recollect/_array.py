@@ -40,7 +40,9 @@ def plain(op: str, name: str, value: Any) -> NDArray[Any]:
         return np.asarray(value)
     except (TypeError, ValueError, RuntimeError, BufferError) as problem:
         kind = type(value).__name__
-        raise TypeError(f"{op}: {name} ({kind}) cannot be read as an array in the memory of this process: {problem}") from None
+        raise TypeError(
+            f"{op}: {name} ({kind}) cannot be read as an array in the memory of this process: {problem}"
+        ) from None
 
 
 def native(array: NDArray[Any]) -> NDArray[Any]:
@@ -74,7 +76,9 @@ def keep_mask(op: str, value: Any) -> NDArray[np.bool_] | None:
         return None
     array = plain(op, "mask", value)
     if array.dtype != np.bool_:
-        raise TypeError(f"{op}: mask has dtype {array.dtype}; expected bool, True where a state may attend to a pattern")
+        raise TypeError(
+            f"{op}: mask has dtype {array.dtype}; expected bool, True where a state may attend to a pattern"
+        )
     return array
 
 
@@ -94,7 +98,9 @@ def leading_axes(op: str, *operands: tuple[str, NDArray[Any] | None, int]) -> tu
     return common
 
 
-def output(op: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], *inputs: NDArray[Any] | None) -> NDArray[Any]:
+def output(
+    op: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], *inputs: NDArray[Any] | None
+) -> NDArray[Any]:
     """`out` if it can be written to, or a fresh array. A caller's array must not share memory with an input."""
     if out is None:
         return np.empty(shape, dtype)
@@ -114,5 +120,7 @@ def output(op: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], *inp
 def sum_to_shape(gradient: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
     """The gradient of an operand that was broadcast from `shape`."""
     extra = gradient.ndim - len(shape)
-    axes = tuple(range(extra)) + tuple(extra + i for i, n in enumerate(shape) if n == 1 and gradient.shape[extra + i] != 1)
+    axes = tuple(range(extra)) + tuple(
+        extra + i for i, n in enumerate(shape) if n == 1 and gradient.shape[extra + i] != 1
+    )
     return gradient.sum(axis=axes).reshape(shape) if axes else gradient.reshape(shape)

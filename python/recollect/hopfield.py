@@ -7,6 +7,7 @@ Ramsauer et al. 2020, "Hopfield Networks is All You Need", https://arxiv.org/abs
 from __future__ import annotations
 
 import operator
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,7 +39,10 @@ class Operands(NamedTuple):
     beta: NDArray[Any]
     mask: NDArray[np.bool_] | None
     dtype: np.dtype[Any]
-    leading: tuple[int, ...]
+
+    @property
+    def arrays(self) -> tuple[NDArray[Any] | None, ...]:
+        return self[:5]
 
 
 def operands(op: str, state: Any, patterns: Any, values: Any, beta: Any, mask: Any) -> Operands:
@@ -49,9 +53,6 @@ def operands(op: str, state: Any, patterns: Any, values: Any, beta: Any, mask: A
     inverse_temperature = _array.scalars(op, "beta", beta)
     keep = _array.keep_mask(op, mask)
     dtype = _array.arithmetic(given, memory, readout)
-    leading = _array.leading_axes(
-        op, ("state", given, 2), ("patterns", memory, 2), ("values", readout, 2), ("beta", inverse_temperature, 0), ("mask", keep, 2)
-    )
     return Operands(
         given.astype(dtype, copy=False),
         _array.stored(memory, dtype),
@@ -59,13 +60,15 @@ def operands(op: str, state: Any, patterns: Any, values: Any, beta: Any, mask: A
         inverse_temperature,
         keep,
         dtype,
-        leading,
     )
 
 
-def rows_shape(ops: Operands) -> tuple[int, ...]:
+def rows_shape(op: str, ops: Operands) -> tuple[int, ...]:
     """The shape of what has one entry per state pattern; a state without axes is refused by the core."""
-    return (*ops.leading, ops.state.shape[-2] if ops.state.ndim >= 2 else 0)
+    leading = _array.leading_axes(
+        op, ("state", ops.state, 2), ("patterns", ops.patterns, 2), ("values", ops.values, 2), ("beta", ops.beta, 0), ("mask", ops.mask, 2)
+    )
+    return (*leading, ops.state.shape[-2] if ops.state.ndim >= 2 else 0)
 
 
 def energy(
@@ -119,8 +122,8 @@ def energy(
     """
     op = "hopfield.energy"
     ops = operands(op, state, patterns, None, beta, mask)
-    out = np.empty(rows_shape(ops), ops.dtype)
-    core.hopfield_energy(ops.state, ops.patterns, ops.beta, ops.mask, separation, out)
+    out = np.empty(rows_shape(op, ops), ops.dtype)
+    core.hopfield_energy(ops.state, ops.patterns, ops.beta, ops.mask, separation, out, None, None, None)
     return out
 
 
@@ -200,29 +203,29 @@ def retrieve(
     op = "hopfield.retrieve"
     ops = operands(op, state, patterns, values, beta, mask)
     count, tolerance = step_rule(op, steps, tol, ops.dtype)
-    shape = rows_shape(ops)
+    shape = rows_shape(op, ops)
     memory = ops.patterns if ops.values is None else ops.values
     width = memory.shape[-1] if memory.ndim >= 2 else 0
     result = _array.output(op, out, (*shape, width), ops.dtype, ops.state, ops.patterns, ops.values, ops.beta, ops.mask)
-    info = None
-    if return_info:
-        info = Retrieval(
-            result, np.empty(shape, ops.dtype), np.empty(shape, ops.dtype), np.empty(shape, np.int64), np.empty(shape, np.bool_)
-        )
-    told = info[1:] if info else (None, None, None, None)
-    core.hopfield_retrieve(
-        ops.state, ops.patterns, ops.values, ops.beta, ops.mask, separation, count, tolerance, result, *told
+    if not return_info:
+        core.hopfield_retrieve(*ops.arrays, separation, count, tolerance, result, *[None] * 6)
+        return result
+    info = Retrieval(
+        result, np.empty(shape, ops.dtype), np.empty(shape, ops.dtype), np.empty(shape, np.int64), np.empty(shape, np.bool_)
     )
-    return info if info else result
+    core.hopfield_retrieve(*ops.arrays, separation, count, tolerance, *info, None, None)
+    if ops.values is None:
+        # The core tells energies of the states that were compared; the state that came out needs one more look.
+        core.hopfield_energy(result, ops.patterns, ops.beta, ops.mask, separation, info.energy, info.lse, None, None)
+    return info
 
 
 def step_rule(op: str, steps: Any, tol: Any, dtype: np.dtype[Any]) -> tuple[int, float]:
     """How many softmaxes at most, and how short an update ends a row (negative: none does)."""
     if tol is not None:
-        try:
-            tol = float(tol)
-        except (TypeError, ValueError):
-            raise TypeError(f"{op}: tol is {tol!r}; expected a number or None") from None
+        if not isinstance(tol, Real):
+            raise TypeError(f"{op}: tol is {tol!r}; expected a number or None")
+        tol = float(tol)
         if not tol >= 0:
             raise ValueError(f"{op}: tol is {tol}; expected a number of at least 0")
     if steps is None:

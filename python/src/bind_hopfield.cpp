@@ -10,30 +10,71 @@ using namespace nb::literals;
 
 namespace {
 
-void energy(const In& state, const In& patterns, const In& beta, const In& mask, const std::string& separation, const Out& out) {
+void energy(const In& state, const In& patterns, const In& beta, const In& mask, const std::string& separation, const Out& out,
+            const Out& lse, const Out& largest, const Out& log_sum) {
   const hopfield::operands in{input(state), input(patterns), {}, input(beta), input(mask)};
-  const Array to = output(out);
+  const hopfield::results to{{}, output(out), output(lse), {}, {}, {output(largest), output(log_sum)}};
   nb::gil_scoped_release release;
   hopfield::energy(in, separation, to);
 }
 
+void energy_backward(const In& state, const In& patterns, const In& beta, const In& mask, const std::string& separation,
+                     const In& largest, const In& log_sum, const In& d_out, const Out& d_state, const Out& d_patterns,
+                     const Out& d_beta) {
+  const hopfield::operands in{input(state), input(patterns), {}, input(beta), input(mask)};
+  const hopfield::gradients to{output(d_state), output(d_patterns), {}, output(d_beta), {}};
+  const hopfield::saved kept{input(largest), input(log_sum)};
+  const ConstArray cotangent = input(d_out);
+  nb::gil_scoped_release release;
+  hopfield::energy_backward(in, separation, kept, cotangent, to);
+}
+
 void retrieve(const In& state, const In& patterns, const In& values, const In& beta, const In& mask, const std::string& separation,
-              index_t steps, double tol, const Out& out, const Out& energy, const Out& lse, const Out& taken, const Out& converged) {
+              index_t steps, double tol, const Out& out, const Out& energy, const Out& lse, const Out& taken, const Out& converged,
+              const Out& largest, const Out& log_sum) {
   const hopfield::operands in{input(state), input(patterns), input(values), input(beta), input(mask)};
-  const hopfield::results to{output(out), output(energy), output(lse), output(taken), output(converged)};
+  const hopfield::results to{output(out),   output(energy),    output(lse),
+                             output(taken), output(converged), {output(largest), output(log_sum)}};
   nb::gil_scoped_release release;
   hopfield::retrieve(in, {separation, steps, tol}, to);
+}
+
+void retrieve_backward(const In& state, const In& patterns, const In& values, const In& beta, const In& mask,
+                       const std::string& separation, const In& largest, const In& log_sum, const In& out, const In& d_out,
+                       const Out& d_state, const Out& d_patterns, const Out& d_values, const Out& d_beta) {
+  const hopfield::operands in{input(state), input(patterns), input(values), input(beta), input(mask)};
+  const hopfield::gradients to{output(d_state), output(d_patterns), output(d_values), output(d_beta), {}};
+  const hopfield::saved kept{input(largest), input(log_sum)};
+  const ConstArray result = input(out), cotangent = input(d_out);
+  nb::gil_scoped_release release;
+  hopfield::retrieve_backward(in, separation, kept, result, cotangent, to);
+}
+
+/// An array that is taken as it is, never converted, and one that may be None.
+template <class Name>
+auto array(Name name) {
+  return name.noconvert();
+}
+template <class Name>
+auto optional(Name name) {
+  return name.noconvert().none();
 }
 
 }  // namespace
 
 void bind_hopfield(nb::module_& m) {
   m.attr("hopfield_most_steps") = hopfield::most_steps;
-  m.def("hopfield_energy", &energy, "state"_a.noconvert(), "patterns"_a.noconvert(), "beta"_a.noconvert(),
-        "mask"_a.noconvert().none(), "separation"_a, "out"_a.noconvert());
-  m.def("hopfield_retrieve", &retrieve, "state"_a.noconvert(), "patterns"_a.noconvert(), "values"_a.noconvert().none(),
-        "beta"_a.noconvert(), "mask"_a.noconvert().none(), "separation"_a, "steps"_a, "tol"_a, "out"_a.noconvert(),
-        "energy"_a.noconvert().none(), "lse"_a.noconvert().none(), "taken"_a.noconvert().none(), "converged"_a.noconvert().none());
+  m.def("hopfield_energy", &energy, array("state"_a), array("patterns"_a), array("beta"_a), optional("mask"_a), "separation"_a,
+        optional("out"_a), optional("lse"_a), optional("largest"_a), optional("log_sum"_a));
+  m.def("hopfield_energy_backward", &energy_backward, array("state"_a), array("patterns"_a), array("beta"_a), optional("mask"_a),
+        "separation"_a, array("largest"_a), array("log_sum"_a), array("d_out"_a), optional("d_state"_a), optional("d_patterns"_a),
+        optional("d_beta"_a));
+  m.def("hopfield_retrieve", &retrieve, array("state"_a), array("patterns"_a), optional("values"_a), array("beta"_a),
+        optional("mask"_a), "separation"_a, "steps"_a, "tol"_a, array("out"_a), optional("energy"_a), optional("lse"_a),
+        optional("taken"_a), optional("converged"_a), optional("largest"_a), optional("log_sum"_a));
+  m.def("hopfield_retrieve_backward", &retrieve_backward, array("state"_a), array("patterns"_a), optional("values"_a),
+        array("beta"_a), optional("mask"_a), "separation"_a, array("largest"_a), array("log_sum"_a), array("out"_a),
+        array("d_out"_a), optional("d_state"_a), optional("d_patterns"_a), optional("d_values"_a), optional("d_beta"_a));
 }
 
 }  // namespace recollect::python

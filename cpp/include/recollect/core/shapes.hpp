@@ -62,20 +62,21 @@ class Shapes {
     return text + ")";
   }
 
-  [[noreturn]] void refuse(const ShapeRow& row, const ConstArray& array) const {
-    fail(status::value, op_, ": ", row.name, " has shape ", array.shape_text(), "; expected ", expected(row),
+  [[noreturn]] void refuse(const ShapeRow& row, const ConstArray& array, const std::string& wanted) const {
+    fail(status::value, op_, ": ", row.name, " has shape ", array.shape_text(), "; expected ", wanted,
          row.broadcast ? " or a shape that broadcasts to it" : "");
   }
 
   void bind_letters(const ShapeRow& row, const ConstArray& array) {
     const std::string wanted = letters(row);
     const int count = static_cast<int>(wanted.size());
-    if (array.rank < count && !row.broadcast) refuse(row, array);
+    const std::string sentence = expected(row);  // with the letters that earlier operands have bound, not this one's own
+    if (array.rank < count && !row.broadcast) refuse(row, array, sentence);
     for (int i = std::max(0, count - array.rank); i < count; ++i) {
       const index_t extent_here = array.extents[array.rank - count + i];
       const std::size_t letter = static_cast<unsigned char>(wanted[i]) % 128;
       if (row.broadcast && extent_here == 1) continue;
-      if (bound_[letter] && extents_[letter] != extent_here) refuse(row, array);
+      if (bound_[letter] && extents_[letter] != extent_here) refuse(row, array, sentence);
       if (!bound_[letter]) extents_[letter] = extent_here;
       bound_[letter] = true;
     }

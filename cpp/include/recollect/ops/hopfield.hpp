@@ -3,6 +3,7 @@
 #pragma once
 
 #include "recollect/ops/recall.hpp"
+#include "recollect/ops/recall_gradients.hpp"
 #include "recollect/spec/hopfield.hpp"
 
 namespace recollect::hopfield {
@@ -68,19 +69,92 @@ void with_problem(const operands& in, const Shapes& shapes, std::string_view op,
   });
 }
 
+/// Gradients have the shapes of their operands; what is not wanted is left out.
+inline Shapes check_gradients(std::string_view op, const operands& in, const gradients& d_in) {
+  const ConstArray* given[] = {&in.state, &in.patterns, &in.values, &in.beta};
+  const Array* wanted[] = {&d_in.state, &d_in.patterns, &d_in.values, &d_in.beta};
+  for (int i = 0; i < 4; ++i) {
+    if (!wanted[i]->given()) continue;
+    const char* argument = gradient_shapes[i + 5].name;
+    if (!std::equal(wanted[i]->extents.begin(), wanted[i]->extents.begin() + wanted[i]->rank, given[i]->extents.begin()) ||
+        wanted[i]->rank != given[i]->rank)
+      fail(status::value, op, ": ", argument, " has shape ", wanted[i]->shape_text(), "; expected ", given[i]->shape_text());
+    const dtype type = i == 3 ? dtype::float64 : in.state.type;
+    if (wanted[i]->type != type) fail(status::type, op, ": ", argument, " has dtype ", name(wanted[i]->type), "; expected ", name(type));
+  }
+  const ConstArray list[] = {in.state, in.patterns, in.values, in.beta, in.mask, d_in.state, d_in.patterns, d_in.values, d_in.beta};
+  return Shapes(op, gradient_shapes, list);
+}
+
+/// An input that, like an output, has exactly the leading axes of the operands, broadcast.
+inline Array as_output(const ConstArray& array) {
+  Array same;
+  same.data = const_cast<void*>(array.data);
+  same.type = array.type;
+  same.rank = array.rank;
+  same.extents = array.extents;
+  same.strides = array.strides;
+  return same;
+}
+
+/// Checks the outputs and says where their rows lie.
+template <class T>
+RecallResults<T> place_results(const RecallProblem<T>& p, const Shapes& shapes, const results& out) {
+  const int batch = shapes.batch_rank();
+  return {p.fold.template place_output<T>(out.state, batch),         p.fold.template place_output<T>(out.energy, batch),
+          p.fold.template place_output<T>(out.lse, batch),           p.fold.template place_output<T>(out.saved.largest, batch),
+          p.fold.template place_output<T>(out.saved.log_sum, batch), p.fold.template place_output<index_t>(out.steps, batch),
+          p.fold.template place_output<bool>(out.converged, batch)};
+}
+
+inline void check_results(std::string_view op, const operands& in, const Shapes& shapes, const results& out) {
+  const index_t n = shapes.extent('n'), width = in.values.given() ? shapes.extent('e') : shapes.extent('d');
+  check_output(op, "out", out.state, in.state.type, shapes, {n, width});
+  check_output(op, "energy", out.energy, in.state.type, shapes, {n});
+  check_output(op, "lse", out.lse, in.state.type, shapes, {n});
+  check_output(op, "largest", out.saved.largest, in.state.type, shapes, {n});
+  check_output(op, "log_sum", out.saved.log_sum, in.state.type, shapes, {n});
+  check_output(op, "steps", out.steps, dtype::int64, shapes, {n});
+  check_output(op, "converged", out.converged, dtype::boolean, shapes, {n});
+}
+
+/// The gradient of either op: `out` is that of a read, and `d_out` of its shape; without it `d_out` is that of an energy.
+inline void backward(std::string_view op, const operands& in, std::string_view separation, const saved& kept, const ConstArray& out,
+                     const ConstArray& d_out, const gradients& d_in) {
+  check(op, in);
+  const Shapes shapes = check_gradients(op, in, d_in);
+  results same;
+  (out.given() ? same.state : same.energy) = as_output(d_out);
+  same.saved = {as_output(kept.largest), as_output(kept.log_sum)};
+  check_results(op, in, shapes, same);
+  with_problem(in, shapes, op, separation, [&]<class T, class Separation>(const RecallProblem<T>& problem) {
+    const auto place = [&](const ConstArray& array) {
+      return problem.fold.template place_output<const T>(as_output(array), shapes.batch_rank());
+    };
+    RecallCotangents<T> cotangents{{}, place(out), {}, place(kept.largest), place(kept.log_sum)};
+    (out.given() ? cotangents.d_out : cotangents.d_energy) = place(d_out);
+    run_backward<T, Separation>(problem, cotangents, shapes, {d_in.state, d_in.patterns, d_in.values, d_in.beta});
+  });
+}
+
 }  // namespace detail
 
-/// E of every state pattern. Cost O(n N d) time, O(block) memory.
-inline void energy(const operands& in, std::string_view separation, const Array& out) {
+/// E of every state pattern, into out.energy; lse and what is saved if wanted. Cost O(n N d) time, O(block) memory.
+inline void energy(const operands& in, std::string_view separation, const results& out) {
   constexpr std::string_view op = "hopfield.energy";
   const Shapes shapes = detail::check(op, in);
   detail::check_beta(op, in.beta);
-  detail::check_output(op, "out", out, in.state.type, shapes, {shapes.extent('n')});
+  detail::check_results(op, in, shapes, out);
   detail::with_problem(in, shapes, op, separation, [&]<class T, class Separation>(const detail::RecallProblem<T>& problem) {
-    detail::RecallResults<T> results;
-    results.energy = problem.fold.template place_output<T>(out, shapes.batch_rank());
+    const auto results = detail::place_results(problem, shapes, out);
     detail::Recall<T, Separation>(problem, {0, -1, 0}, results, true).run();
   });
+}
+
+/// d_in = J^T d_out, with what the forward pass saved for the same operands. Cost 3/2 to 2 times the forward pass.
+inline void energy_backward(const operands& in, std::string_view separation, const saved& kept, const ConstArray& d_out,
+                            const gradients& d_in) {
+  detail::backward("hopfield.energy", in, separation, kept, {}, d_out, d_in);
 }
 
 /// Cost O(steps n N (d + e)) time, O(block) memory.
@@ -89,22 +163,18 @@ inline void retrieve(const operands& in, const parameters& p, const results& out
   const Shapes shapes = detail::check(op, in);
   detail::check_beta(op, in.beta);
   if (p.steps < 1) fail(status::value, op, ": steps is ", p.steps, "; expected at least 1");
-  const index_t n = shapes.extent('n'), width = in.values.given() ? shapes.extent('e') : shapes.extent('d');
-  detail::check_output(op, "out", out.state, in.state.type, shapes, {n, width});
-  detail::check_output(op, "energy", out.energy, in.state.type, shapes, {n});
-  detail::check_output(op, "lse", out.lse, in.state.type, shapes, {n});
-  detail::check_output(op, "steps", out.steps, dtype::int64, shapes, {n});
-  detail::check_output(op, "converged", out.converged, dtype::boolean, shapes, {n});
+  detail::check_results(op, in, shapes, out);
   detail::with_problem(in, shapes, op, p.separation, [&]<class T, class Separation>(const detail::RecallProblem<T>& problem) {
-    const int batch = shapes.batch_rank();
-    const auto& fold = problem.fold;
-    const detail::RecallResults<T> results{fold.template place_output<T>(out.state, batch), fold.template place_output<T>(out.energy, batch),
-                                           fold.template place_output<T>(out.lse, batch),
-                                           fold.template place_output<index_t>(out.steps, batch),
-                                           fold.template place_output<bool>(out.converged, batch)};
+    const auto results = detail::place_results(problem, shapes, out);
     const double rest = p.tol >= 0 ? p.tol : default_tolerance(in.state.type);
     detail::Recall<T, Separation>(problem, {p.steps - (in.values.given() ? 1 : 0), p.tol, rest}, results, false).run();
   });
+}
+
+/// d_in = J^T d_out of one step with output `out`; several steps are several calls, last step first. Cost 5/2 of the forward pass.
+inline void retrieve_backward(const operands& in, std::string_view separation, const saved& kept, const ConstArray& out,
+                              const ConstArray& d_out, const gradients& d_in) {
+  detail::backward("hopfield.retrieve", in, separation, kept, out, d_out, d_in);
 }
 
 }  // namespace recollect::hopfield

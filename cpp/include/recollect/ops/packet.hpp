@@ -7,6 +7,9 @@
 
 #include "recollect/core/dtype.hpp"
 
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wignored-attributes"  // a register type loses its alignment as a template argument; Eigen knows
+
 namespace recollect {
 
 template <class T>
@@ -61,3 +64,5 @@ void transpose(Packet<T> (&square)[Packet<T>::width]) {
 }
 
 }  // namespace recollect
+
+#pragma GCC diagnostic pop

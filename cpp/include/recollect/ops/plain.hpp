@@ -26,30 +26,84 @@ W stored_number(const StoredRows& rows, index_t i, index_t k) {
   }
 }
 
-/// Writes the read to `out` (unless null) and returns log sum_i exp(beta x_i.q) over the admissible patterns.
+/// The memory as one row sees it, for the plain definitions.
 template <class T>
-wider<T> plain_recall(const T* state, double beta, const StoredRows& stored, const StoredRows& values, index_t patterns,
-                      const bool* mask, index_t mask_stride, T* out) {
+struct PlainMemory {
+  StoredRows stored, values;
+  index_t patterns = 0;
+  const bool* mask = nullptr;
+  index_t mask_stride = 0;
+
+  bool admits(index_t i) const { return !mask || mask[i * mask_stride]; }
+};
+
+template <class T>
+struct PlainRow {
   using W = wider<T>;
-  std::vector<W> score(static_cast<std::size_t>(patterns), -std::numeric_limits<W>::infinity());
-  W largest = -std::numeric_limits<W>::infinity(), sum = 0;
-  for (index_t i = 0; i < patterns; ++i) {
-    if (mask && !mask[i * mask_stride]) continue;
-    W product = 0;
-    for (index_t k = 0; k < stored.width; ++k) product += static_cast<W>(state[k]) * stored_number<W>(stored, i, k);
-    score[i] = static_cast<W>(beta) * product;
-    if (!(score[i] <= largest)) largest = score[i];  // NaN is taken over, not passed over
+  std::vector<W> weight;  // softmax, 0 where not admissible
+  W log_sum;              // log sum_i exp(beta x_i.q)
+  W norm;                 // the largest |x_i|^2
+
+  PlainRow(const T* state, double beta, const PlainMemory<T>& memory) : weight(static_cast<std::size_t>(memory.patterns), W(0)) {
+    W largest = -std::numeric_limits<W>::infinity(), sum = 0;
+    norm = 0;
+    for (index_t i = 0; i < memory.patterns; ++i) {
+      if (!memory.admits(i)) continue;
+      W product = 0, square = 0;
+      for (index_t k = 0; k < memory.stored.width; ++k) {
+        const W x = stored_number<W>(memory.stored, i, k);
+        product += static_cast<W>(state[k]) * x;
+        square += x * x;
+      }
+      weight[i] = static_cast<W>(beta) * product;
+      if (!(weight[i] <= largest)) largest = weight[i];  // NaN is taken over, not passed over
+      norm = std::max(norm, square);
+    }
+    for (index_t i = 0; i < memory.patterns; ++i) {
+      weight[i] = memory.admits(i) ? std::exp(weight[i] - largest) : W(0);
+      sum += weight[i];
+    }
+    for (W& w : weight) w /= sum;
+    log_sum = largest + std::log(sum);
   }
-  std::vector<W> read(out ? static_cast<std::size_t>(values.width) : 0, W(0));
-  for (index_t i = 0; i < patterns; ++i) {
-    if (mask && !mask[i * mask_stride]) continue;
-    const W weight = std::exp(score[i] - largest);
-    sum += weight;
-    if (weight == 0) continue;
-    for (std::size_t k = 0; k < read.size(); ++k) read[k] += weight * stored_number<W>(values, i, static_cast<index_t>(k));
+
+  /// out = sum_i p_i v_i. A weight of 0 leaves a pattern out, whatever it holds.
+  void read(const PlainMemory<T>& memory, T* out) const {
+    for (index_t k = 0; k < memory.values.width; ++k) {
+      W total = 0;
+      for (index_t i = 0; i < memory.patterns; ++i)
+        if (weight[i] != 0) total += weight[i] * stored_number<W>(memory.values, i, k);
+      out[k] = static_cast<T>(total);
+    }
   }
-  for (std::size_t k = 0; k < read.size(); ++k) out[k] = static_cast<T>(read[k] / sum);
-  return largest + std::log(sum);
-}
+
+  /// Gradients of one row; see RecallBackward. `cotangent` is that of the read, or null and `d_lse` that of lse. Adds to those of the
+  /// memory, writes d_state and returns d_beta; any of them may be null.
+  W backward(const PlainMemory<T>& memory, const T* state, double beta, const T* cotangent, W d_lse, T* d_state, T* d_stored,
+             T* d_values) const {
+    std::vector<W> d_weight(weight.size(), W(0)), total(static_cast<std::size_t>(memory.stored.width), W(0));
+    W mean = 0, d_beta = 0;
+    for (index_t i = 0; cotangent && i < memory.patterns; ++i) {
+      if (weight[i] == 0) continue;
+      for (index_t k = 0; k < memory.values.width; ++k)
+        d_weight[i] += static_cast<W>(cotangent[k]) * stored_number<W>(memory.values, i, k);
+      mean += weight[i] * d_weight[i];
+    }
+    for (index_t i = 0; i < memory.patterns; ++i) {
+      if (weight[i] == 0) continue;
+      const W d_score = weight[i] * (cotangent ? d_weight[i] - mean : d_lse / static_cast<W>(beta));
+      for (index_t k = 0; k < memory.stored.width; ++k) {
+        const W x = stored_number<W>(memory.stored, i, k), q = static_cast<W>(state[k]);
+        total[k] += d_score * x;
+        d_beta += d_score * x * q;
+        if (d_stored) d_stored[i * memory.stored.width + k] += static_cast<T>(d_score * static_cast<W>(beta) * q);
+      }
+      for (index_t k = 0; cotangent && d_values && k < memory.values.width; ++k)
+        d_values[i * memory.values.width + k] += static_cast<T>(weight[i] * static_cast<W>(cotangent[k]));
+    }
+    for (index_t k = 0; d_state && k < memory.stored.width; ++k) d_state[k] = static_cast<T>(static_cast<W>(beta) * total[k]);
+    return d_beta;
+  }
+};
 
 }  // namespace recollect::detail

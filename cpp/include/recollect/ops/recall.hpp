@@ -16,7 +16,7 @@ namespace recollect::detail {
 /// Where results go; places not wanted stay empty.
 template <class T>
 struct RecallResults {
-  Placed<T> out, energy, lse;
+  Placed<T> out, energy, lse, largest, log_sum;
   Placed<index_t> steps;
   Placed<bool> converged;
 };
@@ -49,9 +49,8 @@ class Recall {
         results_(results),
         only_scores_(only_scores),
         problem_without_values_(without_values(problem)),
-        update_(problem_without_values_, true, false),
-        read_(problem, true, results.energy.data != nullptr),
-        score_(problem_without_values_, false, results.energy.data != nullptr) {
+        update_(problem_without_values_, true, static_cast<bool>(results.energy)),
+        last_(only_scores ? problem_without_values_ : problem, !only_scores, static_cast<bool>(results.energy)) {
     const index_t width = std::max(padded<T>(problem.width), padded<T>(problem.value_width));
     block_rows_ = std::clamp<index_t>((96 << 10) / static_cast<index_t>(sizeof(T)) / std::max<index_t>(width, 1) / 24 * 24, 24, 192);
     block_rows_ = std::min(block_rows_, problem.rows);
@@ -60,7 +59,7 @@ class Recall {
   void run() {
     if (problem_.rows == 0 || problem_.outer == 0) return;
     const index_t blocks = (problem_.rows + block_rows_ - 1) / block_rows_, total = blocks * problem_.outer;
-    if (total >= wanted_tasks || read_.segments() <= 1)
+    if (total >= wanted_tasks || update_.segments() <= 1)
       parallel_for(total, [&](index_t task) { whole_block(task / blocks, task % blocks); });
     else
       split_blocks(blocks, total);
@@ -139,6 +138,7 @@ class Recall {
       const index_t r = block.active[a];
       T* state = block.state + r * width;
       finish_read(block, r, a, partial, problem_.stored_at(block.outer), next);
+      tell(block, r, a, partial);
       double moved = 0;
       for (index_t k = 0; k < width; ++k) {
         const double step = static_cast<double>(next[k]) - static_cast<double>(state[k]);
@@ -161,34 +161,40 @@ class Recall {
       out[k] = none ? T(0) : partial.read[a * partial.width + k] / softmax.sum;
       check += out[k] * T(0);
     }
-    if (!none && !(softmax.sum > 0 && softmax.sum <= std::numeric_limits<T>::max() && check == T(0)))
-      plain_recall(block.state + r * problem_.width, block.beta[r], problem_.stored_at(block.outer), values, problem_.patterns,
-                   block.mask[r], problem_.mask.inner, out);
+    const bool in_range = softmax.sum > 0 && softmax.sum <= std::numeric_limits<T>::max() && check == T(0);
+    if (!none && !in_range) {
+      const PlainMemory<T> memory = plain_memory(block, r, values);
+      PlainRow<T>(block.state + r * problem_.width, block.beta[r], memory).read(memory, out);
+    }
   }
 
-  void write_out(const Block& block, index_t r, const T* row, index_t width) const {
-    T* to = problem_.at(results_.out, block.outer, block.first + r);
-    for (index_t k = 0; k < width; ++k) to[k * results_.out.inner] = row[k];
+  PlainMemory<T> plain_memory(const Block& block, index_t r, const StoredRows& values) const {
+    return {problem_.stored_at(block.outer), values, problem_.patterns, block.mask[r], problem_.mask.inner};
   }
 
-  /// lse and energy of a row's state, in double precision: they are differences of large numbers.
-  void write_energy(const Block& block, index_t r, const Partial<T>& partial) const {
-    const double beta = block.beta[r];
-    const index_t admissible = problem_.mask ? partial.admissible[r] : problem_.patterns, width = problem_.width;
-    const auto& softmax = partial.softmax[r];
-    const T* state = block.state + r * width;
-    double lse = softmax.log_sum() * ln_2;
-    if (admissible > 0 && !(std::abs(lse) <= static_cast<double>(std::numeric_limits<T>::max())))
-      lse = static_cast<double>(plain_recall<T>(state, beta, problem_.stored_at(block.outer), {}, problem_.patterns, block.mask[r],
-                                                problem_.mask.inner, nullptr));
-    lse /= beta;
+  /// What is told of the state that was compared; energies in wider arithmetic: they are differences of large numbers.
+  void tell(const Block& block, index_t r, index_t a, const Partial<T>& partial) const {
     const index_t row = block.first + r;
+    if (results_.largest) *problem_.at(results_.largest, block.outer, row) = partial.softmax[a].largest;
+    if (results_.log_sum)
+      *problem_.at(results_.log_sum, block.outer, row) = static_cast<T>(std::log2(static_cast<double>(partial.softmax[a].sum)));
+    if (!results_.energy && !results_.lse) return;
+    const double beta = block.beta[r];
+    const index_t admissible = problem_.mask ? partial.admissible[a] : problem_.patterns, width = problem_.width;
+    const T* state = block.state + r * width;
+    using W = wider<T>;
+    W log_sum = static_cast<W>(partial.softmax[a].log_sum() * ln_2), norm = static_cast<W>(partial.norm[a]);
+    if (admissible > 0 && !(std::abs(log_sum) + norm <= static_cast<W>(std::numeric_limits<T>::max()))) {
+      const PlainRow<T> plain(state, beta, plain_memory(block, r, {}));
+      log_sum = plain.log_sum;
+      norm = plain.norm;
+    }
+    const W lse = log_sum / static_cast<W>(beta);
     if (results_.lse) *problem_.at(results_.lse, block.outer, row) = static_cast<T>(admissible ? lse : -INFINITY);
     if (!results_.energy) return;
-    double square = 0;
-    for (index_t k = 0; k < width; ++k) square += static_cast<double>(state[k]) * static_cast<double>(state[k]);
-    const double energy =
-        -lse + 0.5 * square + std::log(static_cast<double>(admissible)) / beta + 0.5 * static_cast<double>(partial.norm[r]);
+    W square = 0;
+    for (index_t k = 0; k < width; ++k) square += static_cast<W>(state[k]) * static_cast<W>(state[k]);
+    const W energy = -lse + square / 2 + std::log(static_cast<W>(admissible)) / static_cast<W>(beta) + norm / 2;
     *problem_.at(results_.energy, block.outer, row) = static_cast<T>(admissible ? energy : INFINITY);
   }
 
@@ -197,24 +203,24 @@ class Recall {
     const Scratch::Frame frame(Scratch::local());
     T* row = Scratch::local().take<T>(problem_.value_width);
     for (index_t r = 0; r < block.count; ++r) {
-      if (problem_.has_values() && results_.out) {
+      const T* result = block.state + r * problem_.width;
+      if (partial && !only_scores_) {
         finish_read(block, r, r, *partial, problem_.values_at(block.outer), row);
         ++block.steps[r];
-        write_out(block, r, row, problem_.value_width);
-      } else if (results_.out) {
-        write_out(block, r, block.state + r * problem_.width, problem_.width);
+        result = row;
       }
-      if (partial && (results_.energy || results_.lse)) write_energy(block, r, *partial);
+      if (partial) tell(block, r, r, *partial);
+      if (results_.out) {
+        T* to = problem_.at(results_.out, block.outer, block.first + r);
+        for (index_t k = 0; k < problem_.value_width; ++k) to[k * results_.out.inner] = result[k];
+      }
       if (results_.steps) *problem_.at(results_.steps, block.outer, block.first + r) = block.steps[r];
       if (results_.converged) *problem_.at(results_.converged, block.outer, block.first + r) = block.converged[r];
     }
   }
 
-  /// The pass after the updates: it reads the values, or only scores for the energy, or is not needed.
-  const RecallPass<T, Separation>* last_pass() const {
-    if (problem_.has_values() && !only_scores_) return &read_;
-    return results_.energy || results_.lse ? &score_ : nullptr;
-  }
+  /// Whether a pass follows the updates: it reads the values, or only scores.
+  bool has_last_pass() const { return only_scores_ || problem_.has_values(); }
 
   void whole_block(index_t outer, index_t b) const {
     Scratch& scratch = Scratch::local();
@@ -229,27 +235,23 @@ class Recall {
       return narrow;
     };
     for (index_t step = 0; step < steps_.updates && block.moving > 0; ++step) update_state(block, pass(update_));
-    const RecallPass<T, Separation>* last = last_pass();
+    if (!has_last_pass()) return finish(block, nullptr);
     block.all_active();
-    if (last) {
-      const Partial<T> gathered = pass(*last);
-      finish(block, &gathered);
-    } else {
-      finish(block, nullptr);
-    }
+    const Partial<T> gathered = pass(last_);
+    finish(block, &gathered);
   }
 
   /// Few rows and many patterns: every step is one region over (block, run of segments) and one over blocks.
   void split_blocks(index_t blocks, index_t total) const {
-    std::vector<std::shared_ptr<Buffer<std::byte>>> memory;
+    std::vector<Buffer<std::byte>> memory;
     const auto take = [&]<class U>(index_t count) {
-      memory.push_back(std::make_shared<Buffer<std::byte>>(count * static_cast<index_t>(sizeof(U))));
-      return reinterpret_cast<U*>(memory.back()->data());
+      memory.emplace_back(count * static_cast<index_t>(sizeof(U)));
+      return reinterpret_cast<U*>(memory.back().data());
     };
     std::vector<Block> state;
     for (index_t task = 0; task < total; ++task) state.emplace_back(*this, task / blocks, task % blocks, take);
     // A run is a power of two of segments, so that it is a subtree of the fixed tree.
-    const index_t segments = std::max(read_.segments(), update_.segments());
+    const index_t segments = std::max(last_.segments(), update_.segments());
     const index_t run = static_cast<index_t>(
         std::bit_ceil(static_cast<std::uint64_t>((segments * total + wanted_tasks - 1) / wanted_tasks)));
     const index_t runs = (segments + run - 1) / run;
@@ -275,9 +277,8 @@ class Recall {
       parallel_for(total, [&](index_t b) { update_state(state[b], parts[b * runs]); });
     }
     for (Block& block : state) block.all_active();
-    const RecallPass<T, Separation>* last = last_pass();
-    if (last) pass(*last);
-    parallel_for(total, [&](index_t b) { finish(state[b], last ? &parts[b * runs] : nullptr); });
+    if (has_last_pass()) pass(last_);
+    parallel_for(total, [&](index_t b) { finish(state[b], has_last_pass() ? &parts[b * runs] : nullptr); });
   }
 
   /// The upper levels of the fixed tree, into the first part.
@@ -299,7 +300,7 @@ class Recall {
   const RecallResults<T>& results_;
   const bool only_scores_;
   RecallProblem<T> problem_without_values_;
-  RecallPass<T, Separation> update_, read_, score_;
+  RecallPass<T, Separation> update_, last_;
   index_t block_rows_;
 };
 

@@ -28,6 +28,7 @@ struct Fold {
   std::array<int, max_rank> outer_axis{}, row_axis{};
   int outer_rank = 0, row_rank = 0;
 
+  Fold() = default;
   Fold(const Shapes& shapes, char row_letter, std::initializer_list<int> memory_operands) {
     for (int axis = 0; axis < shapes.batch_rank(); ++axis) {
       bool changes = false;
@@ -73,7 +74,7 @@ struct Fold {
 template <class T>
 struct RecallProblem {
   Fold fold;
-  index_t rows, outer, patterns, width, value_width;
+  index_t rows = 0, outer = 0, patterns = 0, width = 0, value_width = 0;
   Placed<const T> state;
   Placed<const double> beta;
   Placed<const bool> mask;
@@ -106,7 +107,8 @@ struct RecallProblem {
 template <class T>
 RecallProblem<T> make_problem(const Shapes& shapes, const ConstArray (&arrays)[5]) {
   enum { state, patterns, values, beta, mask };
-  RecallProblem<T> p{Fold(shapes, 'n', {patterns, values})};
+  RecallProblem<T> p;
+  p.fold = Fold(shapes, 'n', {patterns, values});
   p.rows = p.fold.rows.count();
   p.outer = p.fold.outer.count();
   p.patterns = shapes.extent('N');

@@ -34,24 +34,36 @@ inline constexpr ShapeRow operand_shapes[] = {
     {"state", "... n d"}, {"patterns", "... N d"}, {"values", "... N e"}, {"beta", "..."}, {"mask", "... n N", true},
 };
 
+/// The operands and then their gradients, d_x of the shape of x.
+inline constexpr ShapeRow gradient_shapes[] = {
+    operand_shapes[0],           operand_shapes[1],        operand_shapes[2], operand_shapes[3], operand_shapes[4],
+    {"d_state", "... n d"}, {"d_patterns", "... N d"}, {"d_values", "... N e"}, {"d_beta", "..."},
+};
+
 struct parameters {
   std::string_view separation = "softmax";
   index_t steps = 1;  // how many softmaxes at most
   double tol = -1;    // a row stops once |state change|_2 <= tol; negative: never
 };
 
-/// What `retrieve` returns. Only `state` must be given.
+/// What a gradient needs again: the scores of a row as they were compared, in units of log 2. Weights computed from these two are at
+/// most 1 and sum to 1 however large the scores are; from lse alone they would not be.
+template <class Array>
+struct basic_saved {
+  Array largest;  // (..., n) the largest score
+  Array log_sum;  // (..., n) log2 of the sum of 2^(score - largest)
+};
+using saved = basic_saved<ConstArray>;
+
+/// What `retrieve` and `energy` return; all that is not wanted is left out. Energies and what is saved belong to the state pattern that
+/// a row's last softmax compared.
 struct results {
   Array state;      // (..., n, d), or (..., n, e) with values
-  Array energy;     // (..., n) of the final state pattern: the returned one, or the one that read the values
-  Array lse;        // (..., n) of the same
+  Array energy;     // (..., n)
+  Array lse;        // (..., n)
   Array steps;      // (..., n) int64: softmaxes that the row took
   Array converged;  // (..., n) bool: its last update moved it by at most tol
-};
-
-/// What the gradient of one step needs again: the output and lse of that step.
-struct saved {
-  ConstArray out, lse;
+  basic_saved<Array> saved;
 };
 
 /// How short an update counts as no movement when the caller does not say.

@@ -1,0 +1,169 @@
+"""What is benchmarked, as data. A new case is one entry of CASES; a new op one entry of OPS (see README.md).
+
+Letters: H heads, n queries, N stored patterns, d pattern width, e value width.
+A multiply and an add are two FLOP; exp and the like are not counted, so they show as distance from the peak.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from . import ops
+
+
+@dataclass(frozen=True)
+class Op:
+    needs: tuple[str, ...]  # public names of the library; an op whose names are missing is reported, not failed
+    inputs: Callable
+    ours: Callable
+    truth: Callable
+    flops: Callable[..., float]  # one softmax, from the dimension letters
+    elements: Callable[..., float]  # array elements that must at least be read or written
+    slack: float = 1.0  # gradients pass through more roundings than values
+
+
+@dataclass(frozen=True)
+class Case:
+    op: str
+    shape: Mapping[str, int]
+    peers: tuple[str, ...]
+    limit: str | None  # the limit that counts: "fma", "bandwidth", or None where the call itself is the cost
+    dtype: str = "float32"
+    steps: int = 1  # number of softmaxes
+    beta_scale: float = 1.0  # beta = beta_scale / sqrt(d)
+    targets: Mapping[str, float] = field(default_factory=dict)  # peer -> how many times faster we must be
+    of_limit: float | None = None  # fraction of the measured limit that we must reach
+
+    def __post_init__(self):
+        if strangers := set(self.targets) - set(self.peers):  # a target nobody is measured for is never missed
+            raise ValueError(f"{self.name}: targets for {sorted(strangers)}, which are not among its peers")
+
+    @property
+    def name(self) -> str:
+        parts = [self.op, *(f"{letter}{size}" for letter, size in self.shape.items())]
+        parts += [f"steps{self.steps}"] if self.steps != 1 else []
+        parts += [self.dtype] if self.dtype != "float32" else []
+        return "-".join(parts)
+
+    @property
+    def flops(self) -> float:
+        return OPS[self.op].flops(**self.shape) * self.steps
+
+    @property
+    def bytes(self) -> float:
+        return OPS[self.op].elements(**self.shape) * self.steps * np.dtype(self.dtype).itemsize
+
+    @property
+    def work(self) -> float:
+        """What is divided by the time to compare with the limit."""
+        return self.bytes if self.limit == "bandwidth" else self.flops
+
+    def error_bound(self, largest_score: float) -> float:
+        """exp turns an absolute error of a score into a relative one, so the bound grows with the scores."""
+        base = {"float32": 5e-6, "float64": 1e-13}[self.dtype]
+        return base * max(1.0, largest_score / 10) * OPS[self.op].slack
+
+
+OPS = {
+    "retrieve": Op(
+        needs=("hopfield.retrieve",),
+        inputs=ops.hopfield_inputs,
+        ours=ops.retrieve_ours,
+        truth=ops.retrieve_truth,
+        flops=lambda n, N, d, e=None, H=1: 2 * H * n * N * (d + (e or d)),
+        elements=lambda n, N, d, e=None, H=1: H * (N * (d + (e or 0)) + n * (d + (e or d))),
+    ),
+    "energy": Op(
+        needs=("hopfield.energy",),
+        inputs=ops.hopfield_inputs,
+        ours=ops.energy_ours,
+        truth=ops.energy_truth,
+        flops=lambda n, N, d, H=1: 2 * H * n * N * d,
+        elements=lambda n, N, d, H=1: H * (N * d + n * d + n),
+    ),
+    # Five products: the scores again, d_out with the patterns, and one product each for d_state, keys and values.
+    "retrieve_backward": Op(
+        needs=("hopfield.retrieve", "vjp"),
+        inputs=ops.hopfield_inputs,
+        ours=ops.retrieve_backward_ours,
+        truth=ops.retrieve_backward_truth,
+        flops=lambda n, N, d, H=1: 10 * H * n * N * d,
+        elements=lambda n, N, d, H=1: H * (2 * N * d + 3 * n * d),
+        slack=4.0,
+    ),
+}
+
+_FORWARD = ("torch-sdpa", "torch-loop", "numpy")
+_FEW = (*_FORWARD, "faiss-top10")
+
+CASES = (
+    # Retrieval, one step, keys = values
+    Case("retrieve", dict(n=4096, N=4096, d=64), _FORWARD, "fma", targets={"torch-sdpa": 2.2}, of_limit=0.80),
+    Case("retrieve", dict(n=1024, N=65536, d=64), _FORWARD, "fma", targets={"torch-sdpa": 2.2}, of_limit=0.80),
+    Case("retrieve", dict(n=4096, N=16384, d=128), _FORWARD, "fma", targets={"torch-sdpa": 2.2}, of_limit=0.85),
+    Case("retrieve", dict(n=256, N=300_000, d=64), _FORWARD, "fma", targets={"torch-sdpa": 2.2}, of_limit=0.80),
+    # A million patterns, and a beta that still finds the right one among them. With sixteen queries reading the
+    # patterns takes less time than the arithmetic on them; with one query it is the other way round.
+    Case(
+        "retrieve",
+        dict(n=16, N=1_000_000, d=64),
+        _FEW,
+        "fma",
+        beta_scale=2.0,
+        targets={"torch-sdpa": 4.5, "faiss-top10": 6.0},
+    ),
+    Case(
+        "retrieve",
+        dict(n=1, N=1_000_000, d=64),
+        _FEW,
+        "bandwidth",
+        beta_scale=2.0,
+        targets={"torch-sdpa": 2.7, "faiss-top10": 1.3},
+        of_limit=0.85,
+    ),
+    # Values of their own: a second operand is read, nothing else changes.
+    Case("retrieve", dict(n=1024, N=65536, d=64, e=64), _FORWARD, "fma", targets={"torch-sdpa": 2.2}, of_limit=0.80),
+    # Several steps: 3 updates and the read-out. "ours-one-step" is the price of one softmax: a step costs one
+    # step, so it takes a quarter of the time (5 % allowed). A larger beta, as in retrieval that shall converge.
+    Case(
+        "retrieve",
+        dict(n=1024, N=16384, d=64),
+        ("torch-loop", "numpy", "hflayers", "ours-one-step"),
+        "fma",
+        steps=4,
+        beta_scale=4.0,
+        targets={"torch-loop": 5.5, "hflayers": 30.0, "ours-one-step": 0.25 * 0.95},
+    ),
+    # Backward, one head and a batch of sixteen
+    *(
+        Case("retrieve_backward", shape, peers, "fma", targets={"torch-sdpa": 1.8}, of_limit=0.65)
+        for shape, peers in (
+            (dict(n=4096, N=4096, d=64), ("torch-sdpa", "torch-loop")),
+            (dict(n=4096, N=4096, d=128), ("torch-sdpa", "torch-loop")),
+            (dict(H=16, n=4096, N=4096, d=64), ("torch-sdpa",)),
+            (dict(H=16, n=4096, N=4096, d=128), ("torch-sdpa",)),
+        )
+    ),
+    # Sizes that are no multiple of anything: right, and not slow
+    *(
+        Case("retrieve", dict(n=n, N=N, d=d), _FORWARD, "fma")
+        for d in (7, 33, 100)
+        for n, N in ((193, 191), (191, 193), (1023, 16385))
+    ),
+    Case("retrieve_backward", dict(n=1023, N=4097, d=33), ("torch-sdpa", "torch-loop"), "fma"),
+    # float64
+    Case("retrieve", dict(n=1024, N=16384, d=64), _FORWARD, "fma", dtype="float64"),
+    Case("retrieve", dict(n=193, N=191, d=33), _FORWARD, "fma", dtype="float64"),
+    Case("retrieve_backward", dict(n=1024, N=1024, d=64), ("torch-sdpa", "torch-loop"), "fma", dtype="float64"),
+    # Energy: half of a retrieval
+    Case("energy", dict(n=4096, N=4096, d=64), ("torch-loop", "numpy"), "fma"),
+    Case("energy", dict(n=1, N=1_000_000, d=64), ("torch-loop", "numpy"), "bandwidth"),
+    # Small problems, where the call is the cost: where does NumPy win?
+    *(
+        Case("retrieve", dict(n=n, N=N, d=d), ("numpy", "torch-sdpa"), None)
+        for n, N, d in ((1, 16, 8), (1, 128, 32), (1, 1024, 64), (32, 64, 16))
+    ),
+)

@@ -1,0 +1,364 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/// The gradient of one recall. With z_i = beta x_i.q, p = softmax(z), out = sum_i p_i v_i and a cotangent g of out (mathematically the
+/// same tiles as forward, computed again rather than kept):
+///
+///     D = g.out,   ds_i = p_i (g.v_i - D),   d_q = beta sum_i ds_i x_i,   d_x_i = sum_q ds_i beta q,   d_v_i = sum_q p_i g
+///
+/// of an energy with cotangent g, through lse alone: ds_i = -p_i g / beta. The gradient of beta costs nothing: the scores depend on
+/// beta only through beta q, hence d_beta = q.d_q / beta for each row.
+///
+/// A task owns a range of patterns and walks over all rows, so the gradients of patterns have one writer each. Those of the states are
+/// summed over ranges in order. Rows are taken in groups, so that the partial sums stay small whatever the sizes are.
+#pragma once
+
+#include <vector>
+
+#include "recollect/core/parallel.hpp"
+#include "recollect/ops/recall.hpp"
+
+namespace recollect::detail {
+
+/// What the gradient needs beside the operands, for every row.
+template <class T>
+struct RecallCotangents {
+  Placed<const T> d_out, out;        // of a read
+  Placed<const T> d_energy;          // of an energy
+  Placed<const T> largest, log_sum;  // of either
+};
+
+/// Where gradients go. Memories are dense over (outer, N, width); a pointer that is null is not wanted.
+template <class T>
+struct RecallGradients {
+  Placed<T> d_state;
+  T *d_stored = nullptr, *d_values = nullptr;
+  double* d_beta = nullptr;  // (outer, rows): the sum over what beta was broadcast to is the caller's
+};
+
+template <class T, class Separation>
+class RecallBackward {
+ public:
+  RecallBackward(const RecallProblem<T>& problem, const RecallCotangents<T>& cotangents, const RecallGradients<T>& gradients)
+      : p_(problem),
+        in_(cotangents),
+        to_(gradients),
+        reads_(static_cast<bool>(cotangents.d_out)),
+        separate_(reads_ && problem.has_values()),
+        width_(padded<T>(problem.width)),
+        value_width_(reads_ ? padded<T>(problem.value_width) : 0) {
+    constexpr index_t step = Registers<T>::panel_columns;
+    tile_ = std::max(tile_rows<T>(std::max(problem.width, separate_ ? problem.value_width : 0)) / 2 / step * step, step);
+    group_ = std::clamp<index_t>((128 << 10) / static_cast<index_t>(sizeof(T)) / std::max(width_, index_t(1)) / sub_rows * sub_rows,
+                                 sub_rows, 5 * sub_rows);
+    group_ = std::min(group_, std::max(p_.rows, index_t(1)));
+    const index_t tiles = (p_.patterns + tile_ - 1) / tile_;
+    const index_t wanted = (wanted_tasks + p_.outer - 1) / std::max(p_.outer, index_t(1));
+    range_ = (tiles + wanted - 1) / std::max(wanted, index_t(1)) * tile_;
+    ranges_ = range_ ? (p_.patterns + range_ - 1) / range_ : 0;
+  }
+
+  void run() {
+    clear_memories();
+    find_largest();
+    for (index_t first = 0; first < p_.outer; first += wanted_tasks) {
+      const index_t outers = std::min(wanted_tasks, p_.outer - first);
+      const Buffer<T> cues(outers * group_ * width_), states(outers * group_ * width_), cotangents(outers * group_ * value_width_), rows(outers * group_ * 3),
+          partial(outers * ranges_ * group_ * width_);
+      const Buffer<bool> extreme(outers * group_);
+      for (index_t row = 0; row < p_.rows; row += group_) {
+        const index_t count = std::min(group_, p_.rows - row);
+        const auto group_at = [&](index_t o) {
+          return Group{first + o, row, count, cues.data() + o * group_ * width_, states.data() + o * group_ * width_,
+                       cotangents.data() + o * group_ * value_width_,
+                       rows.data() + o * group_ * 3, partial.data() + o * ranges_ * group_ * width_,
+                       extreme.data() + o * group_};
+        };
+        parallel_for(outers, [&](index_t o) { prepare(group_at(o)); });
+        parallel_for(outers * ranges_, [&](index_t task) { work(group_at(task / ranges_), task % ranges_); });
+        parallel_for(outers, [&](index_t o) { finish(group_at(o)); });
+        for (index_t o = 0; o < outers; ++o) finish_extreme(group_at(o));
+      }
+    }
+  }
+
+ private:
+  static constexpr index_t wanted_tasks = 64, sub_rows = 96;
+
+  /// Some rows of one outer entry, packed for products.
+  struct Group {
+    index_t outer, first, count;
+    T *cues, *states;      // (count, padded width): beta log2(e) q, as in the forward pass, and beta q
+    T* cotangents;         // (count, padded value width): g
+    T* constants;          // (count, 3): the largest score, log2 of the sum relative to it, D
+    T* partial;            // (ranges, group, padded width): sums of ds x
+    bool* extreme;         // (count): left to the plain definition
+  };
+
+  void clear_memories() {
+    if (to_.d_stored) std::fill_n(to_.d_stored, p_.outer * p_.patterns * p_.width, T(0));
+    if (to_.d_values) std::fill_n(to_.d_values, p_.outer * p_.patterns * p_.value_width, T(0));
+  }
+
+  /// The largest numbers stored, which tell whether a product of a row can leave the range of T.
+  void find_largest() {
+    largest_stored_.assign(static_cast<std::size_t>(p_.outer), 0.0);
+    largest_value_ = largest_stored_;
+    parallel_for(p_.outer, [&](index_t o) {
+      largest_stored_[o] = largest(p_.stored_at(o), p_.patterns);
+      largest_value_[o] = separate_ ? largest(p_.values_at(o), p_.patterns) : largest_stored_[o];
+    });
+  }
+
+  static double largest(const StoredRows& rows, index_t count) {
+    T most = 0;
+    for (index_t i = 0; i < count; ++i)
+      for (index_t k = 0; k < rows.width; ++k) most = std::max(most, std::abs(stored_number<T>(rows, i, k)));
+    return static_cast<double>(most);
+  }
+
+  /// Whether scores, cotangents of weights or their sums could overflow. Ordinary rows are far from it.
+  bool extreme(const Group& g, index_t r) const {
+    double cue = 0, cotangent = reads_ ? 0.0 : std::abs(static_cast<double>(g.constants[3 * r + 2]));
+    for (index_t k = 0; k < p_.width; ++k) cue += std::abs(static_cast<double>(g.cues[r * width_ + k]));
+    for (index_t k = 0; reads_ && k < p_.value_width; ++k)
+      cotangent += std::abs(static_cast<double>(g.cotangents[r * value_width_ + k])) * largest_value_[g.outer];
+    const double stored = largest_stored_[g.outer], room = static_cast<double>(std::numeric_limits<T>::max()) / 16;
+    const double sums = static_cast<double>(p_.patterns) * cotangent;
+    return !(cue * stored < room && sums < room && sums * stored < room && cotangent * cue < room);
+  }
+
+  void prepare(const Group& g) const {
+    const Scratch::Frame frame(Scratch::local());
+    T* dense = Scratch::local().take<T>(p_.value_width);
+    for (index_t r = 0; r < g.count; ++r) {
+      const index_t row = g.first + r;
+      const double beta = *p_.at(p_.beta, g.outer, row);
+      const T* state = p_.at(p_.state, g.outer, row);
+      const T scale = static_cast<T>(beta * log2_e);
+      T *cue = g.cues + r * width_, *scaled = g.states + r * width_, *constants = g.constants + 3 * r;
+      for (index_t k = 0; k < p_.width; ++k) {
+        cue[k] = scale * state[k * p_.state.inner];
+        scaled[k] = static_cast<T>(beta * static_cast<double>(state[k * p_.state.inner]));
+      }
+      std::fill(cue + p_.width, cue + width_, T(0));
+      std::fill(scaled + p_.width, scaled + width_, T(0));
+      double mean = 0;
+      if (reads_) {
+        const T* d_out = p_.at(in_.d_out, g.outer, row);
+        const T* out = p_.at(in_.out, g.outer, row);
+        T* cotangent = g.cotangents + r * value_width_;
+        for (index_t k = 0; k < p_.value_width; ++k) {
+          cotangent[k] = d_out[k * in_.d_out.inner];
+          dense[k] = out[k * in_.out.inner];
+        }
+        std::fill(cotangent + p_.value_width, cotangent + value_width_, T(0));
+        mean = dot(cotangent, dense, p_.value_width);
+      } else {
+        mean = static_cast<double>(*p_.at(in_.d_energy, g.outer, row)) / beta;
+      }
+      constants[0] = *p_.at(in_.largest, g.outer, row);
+      constants[1] = *p_.at(in_.log_sum, g.outer, row);
+      constants[2] = static_cast<T>(mean);
+      g.extreme[r] = extreme(g, r);
+      if (g.extreme[r]) {
+        std::fill_n(cue, width_, T(0));
+        std::fill_n(scaled, width_, T(0));
+        if (reads_) std::fill_n(g.cotangents + r * value_width_, value_width_, T(0));
+      }
+      if (g.extreme[r] || sees_nothing(g.outer, row)) {  // then every weight is 2^(-inf) = 0
+        constants[0] = std::numeric_limits<T>::infinity();
+        constants[1] = constants[2] = T(0);
+      }
+    }
+  }
+
+  struct Workspace {
+    Tile<T> stored, values;
+    T *weights, *d_scores, *d_stored, *d_values;
+    bool* keep;
+  };
+
+  void work(const Group& g, index_t range) const {
+    Scratch& scratch = Scratch::local();
+    const Scratch::Frame frame(scratch);
+    Workspace w{};
+    w.stored.buffer = scratch.take<T>(tile_ * width_);
+    w.stored.panels = scratch.take<T>(tile_ * width_);
+    if (separate_) w.values.buffer = scratch.take<T>(tile_ * value_width_);
+    if (separate_) w.values.panels = scratch.take<T>(tile_ * value_width_);
+    w.weights = scratch.take<T>(sub_rows * tile_);
+    w.d_scores = scratch.take<T>(sub_rows * tile_);
+    w.d_stored = scratch.take<T>(tile_ * width_);
+    w.d_values = scratch.take<T>(tile_ * value_width_);
+    w.keep = scratch.take<bool>(tile_);
+    T* partial = g.partial + range * group_ * width_;
+    std::fill_n(partial, g.count * width_, T(0));
+    const index_t end = std::min((range + 1) * range_, p_.patterns);
+    for (index_t i = range * range_; i < end; i += tile_) absorb(g, i, std::min(tile_, end - i), partial, w);
+  }
+
+  /// One tile of patterns against all rows of the group.
+  void absorb(const Group& g, index_t first, index_t count, T* partial, Workspace& w) const {
+    const bool shared = p_.mask && shared_mask(g.outer, g.first, first, count, w.keep);
+    load_rows(p_.stored_at(g.outer), first, count, w.stored, shared);
+    if (separate_) load_rows(p_.values_at(g.outer), first, count, w.values, shared);
+    if (shared) clear_masked(count, w);
+    turn_rows(count, w.stored);
+    if (separate_) turn_rows(count, w.values);
+    const Tile<T>& values = separate_ ? w.values : w.stored;
+    T* d_values = separate_ ? w.d_values : w.d_stored;
+    std::fill_n(w.d_stored, count * width_, T(0));
+    if (separate_) std::fill_n(w.d_values, count * value_width_, T(0));
+    for (index_t r = 0; r < g.count; r += sub_rows) {
+      const index_t rows = std::min(sub_rows, g.count - r);
+      const T *cues = g.cues + r * width_, *cotangents = g.cotangents + r * value_width_;
+      score(rows, Factor<T>{cues, width_, 1}, p_.width, w.stored, count, w.weights, tile_);
+      if (reads_) score(rows, Factor<T>{cotangents, value_width_, 1}, p_.value_width, values, count, w.d_scores, tile_);
+      for (index_t s = 0; s < rows; ++s) weigh(g, r + s, first, count, w.weights + s * tile_, w.d_scores + s * tile_);
+      if (to_.d_state || to_.d_beta)
+        read<T, start::keep>(rows, Factor<T>{w.d_scores, tile_, 1}, w.stored.rows, w.stored.row_stride, width_, count,
+                             partial + r * width_, width_, nullptr);
+      if (to_.d_stored)
+        read<T, start::keep>(count, Factor<T>{w.d_scores, 1, tile_}, g.states + r * width_, width_, width_, rows, w.d_stored, width_, nullptr);
+      if (reads_ && (separate_ ? to_.d_values : to_.d_stored))
+        read<T, start::keep>(count, Factor<T>{w.weights, 1, tile_}, cotangents, value_width_, value_width_, rows, d_values,
+                             value_width_, nullptr);
+    }
+    if (to_.d_stored) add_rows(w.d_stored, width_, count, to_.d_stored + (g.outer * p_.patterns + first) * p_.width, p_.width);
+    if (separate_ && to_.d_values)
+      add_rows(w.d_values, value_width_, count, to_.d_values + (g.outer * p_.patterns + first) * p_.value_width, p_.value_width);
+  }
+
+  /// Scores become weights, and g.v_i becomes ds_i, in place.
+  void weigh(const Group& g, index_t r, index_t first, index_t count, T* weights, T* d_scores) const {
+    using P = Packet<T>;
+    if (p_.mask) {
+      const bool* mask = p_.at(p_.mask, g.outer, g.first + r) + first * p_.mask.inner;
+      for (index_t i = 0; i < count; ++i) {
+        const bool keep = mask[i * p_.mask.inner];
+        weights[i] = keep ? weights[i] : -std::numeric_limits<T>::infinity();
+        d_scores[i] = keep ? d_scores[i] : T(0);
+      }
+    }
+    const P reference(g.constants[3 * r]), log_sum(g.constants[3 * r + 1]), mean(g.constants[3 * r + 2]);
+    for (index_t i = 0; i < count; i += P::width) {
+      const P weight = Separation::template weight<T>(P::load(weights + i) - reference - log_sum);
+      weight.store(weights + i);
+      (weight * ((reads_ ? P::load(d_scores + i) : P(T(0))) - mean)).store(d_scores + i);
+    }
+  }
+
+  /// Whether one mask serves all rows and leaves something out of this tile; then `keep` is its part.
+  bool shared_mask(index_t outer, index_t row, index_t first, index_t count, bool* keep) const {
+    for (int axis = 0; axis < p_.fold.rows.rank; ++axis)
+      if (p_.mask.row[axis] != 0 && p_.fold.rows.extents[axis] != 1) return false;
+    const bool* mask = p_.at(p_.mask, outer, row) + first * p_.mask.inner;
+    bool all = true;
+    for (index_t i = 0; i < count; ++i) all &= keep[i] = mask[i * p_.mask.inner];
+    return !all;
+  }
+
+  void clear_masked(index_t count, const Workspace& w) const {
+    for (index_t i = 0; i < count; ++i) {
+      if (w.keep[i]) continue;
+      std::fill_n(w.stored.buffer + i * width_, width_, T(0));
+      if (separate_) std::fill_n(w.values.buffer + i * value_width_, value_width_, T(0));
+    }
+  }
+
+  /// Over dense rows only: a compiler may round a strided loop in another way, and results must not depend on strides.
+  static double dot(const T* a, const T* b, index_t count) {
+    double total = 0;
+    for (index_t k = 0; k < count; ++k) total += static_cast<double>(a[k]) * static_cast<double>(b[k]);
+    return total;
+  }
+
+  static void add_rows(const T* from, index_t stride, index_t count, T* to, index_t width) {
+    for (index_t i = 0; i < count; ++i)
+      for (index_t k = 0; k < width; ++k) to[i * width + k] += from[i * stride + k];
+  }
+
+  /// Sums the ranges and scales to the gradients of states and beta.
+  void finish(const Group& g) const {
+    for (index_t r = 0; r < g.count; ++r) {
+      T* total = g.partial + r * width_;
+      if (ranges_ == 0) break;
+      for (index_t range = 1; range < ranges_; ++range)
+        for (index_t k = 0; k < width_; ++k) total[k] += g.partial[(range * group_ + r) * width_ + k];
+    }
+    for (index_t r = 0; r < g.count; ++r) finish_row(g, r, ranges_ ? g.partial + r * width_ : nullptr);
+  }
+
+  /// Rows that the fast sums cannot hold, one after the other: they add to the same memories.
+  void finish_extreme(const Group& g) const {
+    for (index_t r = 0; r < g.count; ++r) {
+      const index_t row = g.first + r;
+      if (!g.extreme[r] || sees_nothing(g.outer, row)) continue;
+      using W = wider<T>;
+      std::vector<T> state(static_cast<std::size_t>(p_.width)), d_state(state), cotangent(static_cast<std::size_t>(p_.value_width));
+      for (index_t k = 0; k < p_.width; ++k) state[k] = p_.at(p_.state, g.outer, row)[k * p_.state.inner];
+      for (index_t k = 0; reads_ && k < p_.value_width; ++k)
+        cotangent[k] = p_.at(in_.d_out, g.outer, row)[k * in_.d_out.inner];
+      const double beta = *p_.at(p_.beta, g.outer, row);
+      const W d_energy = reads_ ? W(0) : static_cast<W>(*p_.at(in_.d_energy, g.outer, row));
+      const PlainMemory<T> memory{p_.stored_at(g.outer), p_.values_at(g.outer), p_.patterns,
+                                  p_.mask ? p_.at(p_.mask, g.outer, row) : nullptr, p_.mask.inner};
+      const PlainRow<T> plain(state.data(), beta, memory);
+      T* d_stored = to_.d_stored ? to_.d_stored + g.outer * p_.patterns * p_.width : nullptr;
+      T* d_values = to_.d_values ? to_.d_values + g.outer * p_.patterns * p_.value_width : nullptr;
+      const W d_beta = plain.backward(memory, state.data(), beta, reads_ ? cotangent.data() : nullptr, -d_energy, d_state.data(),
+                                      d_stored, separate_ ? d_values : d_stored);
+      for (index_t k = 0; to_.d_state && k < p_.width; ++k)
+        p_.at(to_.d_state, g.outer, row)[k * to_.d_state.inner] = d_state[k] + static_cast<T>(d_energy) * state[k];
+      const W through_lse = (plain.log_sum - std::log(static_cast<W>(admissible(g.outer, row)))) / static_cast<W>(beta * beta);
+      if (to_.d_beta) to_.d_beta[g.outer * p_.rows + row] = static_cast<double>(d_beta + d_energy * through_lse);
+    }
+  }
+
+  void finish_row(const Group& g, index_t r, const T* total) const {
+    const index_t row = g.first + r;
+    const double beta = *p_.at(p_.beta, g.outer, row), lse = log_sum(g.outer, row) * ln_2 / beta;
+    const T* state = p_.at(p_.state, g.outer, row);
+    const bool none = sees_nothing(g.outer, row);
+    const double direct = reads_ || none ? 0.0 : static_cast<double>(*p_.at(in_.d_energy, g.outer, row));
+    T* d_state = to_.d_state ? p_.at(to_.d_state, g.outer, row) : nullptr;
+    const Scratch::Frame frame(Scratch::local());
+    T* dense = Scratch::local().take<T>(p_.width);
+    for (index_t k = 0; k < p_.width; ++k) {
+      dense[k] = state[k * p_.state.inner];
+      const double through = total && !none ? beta * static_cast<double>(total[k]) : 0.0;
+      if (d_state) d_state[k * to_.d_state.inner] = static_cast<T>(through + direct * static_cast<double>(dense[k]));
+    }
+    if (!to_.d_beta) return;
+    // q . (the part of d_q that goes through the scores) / beta
+    double d_beta = total && !none ? dot(dense, total, p_.width) : 0.0;
+    if (direct != 0) d_beta += direct * lse / beta - direct * std::log(static_cast<double>(admissible(g.outer, row))) / (beta * beta);
+    to_.d_beta[g.outer * p_.rows + row] = d_beta;
+  }
+
+  bool sees_nothing(index_t outer, index_t row) const {
+    return *p_.at(in_.largest, outer, row) == -std::numeric_limits<T>::infinity() && admissible(outer, row) == 0;
+  }
+
+  /// log2 of the sum of 2^score.
+  double log_sum(index_t outer, index_t row) const {
+    return static_cast<double>(*p_.at(in_.largest, outer, row)) + static_cast<double>(*p_.at(in_.log_sum, outer, row));
+  }
+
+  index_t admissible(index_t outer, index_t row) const {
+    if (!p_.mask) return p_.patterns;
+    const bool* mask = p_.at(p_.mask, outer, row);
+    index_t count = 0;
+    for (index_t i = 0; i < p_.patterns; ++i) count += mask[i * p_.mask.inner];
+    return count;
+  }
+
+  const RecallProblem<T>& p_;
+  const RecallCotangents<T>& in_;
+  const RecallGradients<T>& to_;
+  const bool reads_, separate_;
+  const index_t width_, value_width_;
+  index_t tile_, group_, range_ = 0, ranges_ = 0;
+  std::vector<double> largest_stored_, largest_value_;
+};
+
+}  // namespace recollect::detail

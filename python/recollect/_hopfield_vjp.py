@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Pullbacks of `hopfield.energy` and `hopfield.retrieve`: one call of the core for each step, last step first."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _array, hopfield
+from ._core import core
+from ._vjp import pullback_of
+
+Array = NDArray[Any]
+
+_RETRIEVE = "hopfield.retrieve"
+
+
+def _like(ops: hopfield.Operands) -> dict[str, Array]:
+    """Room for the gradient of every operand that was given, by name, in the signature's order."""
+    room = {"state": np.empty(ops.state.shape, ops.dtype), "patterns": np.empty(ops.patterns.shape, ops.dtype)}
+    room["beta"] = np.empty(ops.beta.shape, np.float64)
+    if ops.values is not None:
+        room["values"] = np.empty(ops.values.shape, ops.dtype)
+    return room
+
+
+def _cotangent(op: str, name: str, value: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    given = _array.floating(op, name, value).astype(dtype, copy=False)
+    if given.shape != shape:
+        raise ValueError(f"{op}: {name} has shape {given.shape}; expected {shape}")
+    return given
+
+
+def _result(op: str, ops: hopfield.Operands, gradients: dict[str, Array]) -> Any:
+    gradients["beta"] = gradients["beta"].astype(ops.dtype, copy=False)
+    return namedtuple(f"{op.title()}Gradients", gradients)(**gradients)  # type: ignore[misc]
+
+
+@pullback_of(hopfield.energy)
+def energy(
+    state: Any, patterns: Any, *, beta: Any, separation: str = "softmax", mask: Any = None
+) -> tuple[Array, Callable[[Any], Any]]:
+    op = "hopfield.energy"
+    ops = hopfield.operands(op, state, patterns, None, beta, mask)
+    out = np.empty(hopfield.rows_shape(op, ops), ops.dtype)
+    saved = np.empty_like(out), np.empty_like(out)
+    core.hopfield_energy(ops.state, ops.patterns, ops.beta, ops.mask, separation, out, None, *saved)
+
+    def pullback(d_out: Any) -> Any:
+        cotangent = _cotangent(op, "d_out", d_out, out.shape, ops.dtype)
+        to = _like(ops)
+        core.hopfield_energy_backward(
+            ops.state,
+            ops.patterns,
+            ops.beta,
+            ops.mask,
+            separation,
+            *saved,
+            cotangent,
+            to["state"],
+            to["patterns"],
+            to["beta"],
+        )
+        return _result("energy", ops, to)
+
+    return out, pullback
+
+
+class _Step:
+    """One softmax: what went in, what came out, and which rows it moved (None: all of them)."""
+
+    def __init__(self, ops: hopfield.Operands, separation: str, moved: NDArray[np.bool_] | None) -> None:
+        self.ops, self.separation, self.moved = ops, separation, moved
+        shape = hopfield.rows_shape(_RETRIEVE, ops)
+        memory = ops.patterns if ops.values is None else ops.values
+        self.out: Array = np.empty((*shape, memory.shape[-1]), ops.dtype)
+        self.saved = np.empty(shape, ops.dtype), np.empty(shape, ops.dtype)
+        core.hopfield_retrieve(*ops.arrays, separation, 1, -1.0, self.out, None, None, None, None, *self.saved)
+
+    def back(self, d_out: Array) -> dict[str, Array]:
+        """Gradients of what this step read. Rows that it did not move pass their cotangent on as it is."""
+        kept = None
+        if self.moved is not None:
+            kept = np.where(self.moved[..., None], 0, d_out)
+            d_out = np.where(self.moved[..., None], d_out, 0)
+        to = _like(self.ops)
+        core.hopfield_retrieve_backward(
+            *self.ops.arrays,
+            self.separation,
+            *self.saved,
+            self.out,
+            d_out,
+            to["state"],
+            to["patterns"],
+            to.get("values"),
+            to["beta"],
+        )
+        if kept is not None:
+            to["state"] += _array.sum_to_shape(kept, self.ops.state.shape).astype(self.ops.dtype, copy=False)
+        return to
+
+
+@pullback_of(hopfield.retrieve)
+def retrieve(
+    state: Any,
+    patterns: Any,
+    *,
+    beta: Any,
+    values: Any = None,
+    separation: str = "softmax",
+    steps: int | None = 1,
+    tol: float | None = None,
+    mask: Any = None,
+    return_info: bool = False,
+    out: Any = None,
+) -> tuple[Array, Callable[[Any], Any]]:
+    op = _RETRIEVE
+    if return_info:
+        raise ValueError(f"{op}: return_info is True; expected False in vjp, where only the state has a gradient")
+    if out is not None:
+        raise ValueError(f"{op}: out is given; expected None in vjp, which keeps what it computes")
+    ops = hopfield.operands(op, state, patterns, values, beta, mask)
+    count, tolerance = hopfield.step_rule(op, steps, tol, ops.dtype)
+    done = _forward(ops, separation, count, tolerance)
+
+    def pullback(d_out: Any) -> Any:
+        cotangent = _cotangent(op, "d_out", d_out, done[-1].out.shape, ops.dtype) if done else None
+        total = {name: np.zeros_like(room) for name, room in _like(ops).items()}
+        for step in reversed(done):
+            for name, gradient in step.back(cotangent).items():
+                if name == "state":
+                    cotangent = gradient
+                else:
+                    total[name] += gradient
+        total["state"] = cotangent
+        return _result("retrieve", ops, total)
+
+    return done[-1].out.copy(), pullback
+
+
+def _forward(ops: hopfield.Operands, separation: str, count: int, tol: float) -> list[_Step]:
+    """The same steps as `hopfield.retrieve` takes, each kept: O(steps n d) memory."""
+    update = ops._replace(values=None)
+    updates = count if ops.values is None else count - 1
+    done: list[_Step] = []
+    moving = np.ones(hopfield.rows_shape(_RETRIEVE, update), np.bool_)
+    current = ops.state
+    for _ in range(updates):
+        if not moving.any() and done:
+            break
+        step = _Step(update._replace(state=current), separation, None if moving.all() else moving.copy())
+        step.out = np.where(moving[..., None], step.out, current)
+        if tol >= 0:
+            moving &= np.sqrt(np.square(step.out.astype(np.float64) - current).sum(-1)) > tol
+        done.append(step)
+        current = step.out
+    if ops.values is not None:
+        done.append(_Step(ops._replace(state=current), separation, None))
+    return done

@@ -1,0 +1,57 @@
+"""The include arrows point down, as in the table of layers."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.meta.toolchain import ROOT
+
+OPS = {"core", "math", "spec", "ops"}
+ALLOWED = {
+    "core": {"core"},
+    "math": {"core", "math"},
+    "spec": {"core", "spec"},
+    "ops": OPS,
+    "cuda": {"core", "math", "spec", "cuda"},
+    "layers": OPS | {"layers"},
+    "memory": OPS | {"memory"},
+    "capi": OPS | {"layers", "memory", "capi", "version.hpp"},
+    "python": OPS | {"layers", "memory", "python", "version.hpp"},
+    "recollect.hpp": OPS | {"layers", "memory", "version.hpp"},
+    "version.hpp": set[str](),
+}
+SUFFIXES = {".h", ".hpp", ".c", ".cpp", ".cu", ".cuh"}
+
+
+def layer_of(path: Path) -> str:
+    """The directory inside the include directory, or else the top directory that names a layer."""
+    parts = path.relative_to(ROOT).parts
+    if "recollect" in parts[:-1]:
+        return parts[parts.index("recollect") + 1]
+    return "capi" if "capi" in parts else parts[0]
+
+
+SOURCES = [
+    path
+    for directory in ("cpp", "cuda", "python/src")
+    for path in sorted((ROOT / directory).rglob("*"))
+    if path.suffix in SUFFIXES
+]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_includes_point_down(path: Path) -> None:
+    layer = layer_of(path)
+    for include in re.findall(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', path.read_text(), re.M):
+        if include.startswith("recollect/"):
+            target = include.split("/")[1]
+            assert target in ALLOWED[layer], f"{layer}/ must not include {include}"
+        elif re.match(r"(unsupported/)?Eigen/", include):
+            assert layer == "ops", f"{layer}/ must not include Eigen: only ops/ may"
+        elif include.startswith("cuda"):
+            assert layer == "cuda", f"{layer}/ must not include {include}: only cuda/ may"
+        elif include == "Python.h" or include.startswith("nanobind/"):
+            assert layer == "python", f"{layer}/ must not include {include}: only python/src may"
