@@ -128,15 +128,12 @@ def retrieve(
     done = _forward(ops, separation, count, tolerance)
 
     def pullback(d_out: Any) -> Any:
-        cotangent = _cotangent(op, "d_out", d_out, done[-1].out.shape, ops.dtype) if done else None
-        total = {name: np.zeros_like(room) for name, room in _like(ops).items()}
-        for step in reversed(done):
-            for name, gradient in step.back(cotangent).items():
-                if name == "state":
-                    cotangent = gradient
-                else:
-                    total[name] += gradient
-        total["state"] = cotangent
+        total = done[-1].back(_cotangent(op, "d_out", d_out, done[-1].out.shape, ops.dtype))
+        for step in reversed(done[:-1]):
+            earlier = step.back(total["state"])
+            total["state"] = earlier.pop("state")
+            for name, gradient in earlier.items():
+                total[name] += gradient
         return _result("retrieve", ops, total)
 
     return done[-1].out.copy(), pullback
@@ -153,7 +150,8 @@ def _forward(ops: hopfield.Operands, separation: str, count: int, tol: float) ->
         if not moving.any() and done:
             break
         step = _Step(update._replace(state=current), separation, None if moving.all() else moving.copy())
-        step.out = np.where(moving[..., None], step.out, current)
+        if step.moved is not None:
+            step.out = np.where(step.moved[..., None], step.out, current)
         if tol >= 0:
             moving &= np.sqrt(np.square(step.out.astype(np.float64) - current).sum(-1)) > tol
         done.append(step)
