@@ -103,7 +103,7 @@ def choose_beta(patterns: Array) -> tuple[float, float]:
     """Inverse temperature for these patterns, and the separation that it follows from.
 
     A pattern has weight of at least s on itself if beta D >= log((N - 1) s / (1 - s)), with D its scalar product
-    with itself minus the largest with another (Ramsauer et al. 2020, definition 1 and theorem 5).
+    with itself minus the largest with another: the separation of Ramsauer et al. 2020.
     """
     n = len(patterns)
     separations = np.empty(n)

@@ -94,7 +94,7 @@ def _draw_photograph(axes: list[Any], case: Case, which: int) -> None:
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
     fine = case.right[detailed(case.images)].mean()
-    axes[0].set_title(f"{_outcome(case, 'patches')}, {fine:.0%} of the detailed half", fontsize=12)
+    axes[0].set_title(f"{_outcome(case, 'patches')}, {fine:.1%} of the detailed half", fontsize=12)
 
 
 def _draw_energy(ax: Any, cases: list[Case]) -> None:

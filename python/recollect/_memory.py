@@ -273,7 +273,7 @@ class HopfieldMemory:
         held, flat, lead = self._read(cues, "nearest")
         if _checks.width(k, "k", "HopfieldMemory.nearest") > len(held.ids):
             raise ValueError(f"HopfieldMemory.nearest: k is {k}; the memory holds {len(held.ids)} patterns")
-        rows, weights = hopfield._nearest(flat, held.patterns, beta=self._given_beta(beta, "nearest"), k=k)
+        rows, weights = hopfield.nearest(flat, held.patterns, beta=self._given_beta(beta, "nearest"), k=k)
         return held.ids[rows].reshape(*lead, k), np.reshape(weights, (*lead, k))
 
     def get(self, ids: npt.ArrayLike) -> tuple[Array, Array | None]:

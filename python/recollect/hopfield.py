@@ -17,7 +17,7 @@ from . import _array
 from ._core import core
 from ._memory import HopfieldMemory
 
-__all__ = ["HopfieldMemory", "Retrieval", "energy", "retrieve"]
+__all__ = ["HopfieldMemory", "Nearest", "Retrieval", "energy", "nearest", "retrieve"]
 
 
 class Retrieval(NamedTuple):
@@ -28,6 +28,13 @@ class Retrieval(NamedTuple):
     lse: NDArray[Any]
     steps: NDArray[np.int64]
     converged: NDArray[np.bool_]
+
+
+class Nearest(NamedTuple):
+    """What `nearest` returns."""
+
+    indices: NDArray[np.int64]
+    weights: NDArray[Any]
 
 
 class Operands(NamedTuple):
@@ -218,6 +225,68 @@ def retrieve(
         # The core tells energies of the states that were compared; the state that came out needs one more look.
         core.hopfield_energy(result, ops.patterns, ops.beta, ops.mask, separation, info.energy, info.lse, None, None)
     return info
+
+
+def nearest(
+    state: ArrayLike, patterns: ArrayLike, *, beta: ArrayLike, k: int = 1, separation: str = "softmax", mask: ArrayLike | None = None
+) -> Nearest:
+    """The k stored patterns that each state pattern weighs most, with their weights.
+
+    ::
+
+        p = softmax(beta X q);   the k largest p_i, falling, among equals the lower i first
+
+    Parameters
+    ----------
+    state : array (..., n, d), float32 or float64
+        State patterns q, one a row.
+    patterns : array (..., N, d)
+        Stored patterns x_i. May be stored as float16 or bfloat16; arithmetic is then float32.
+    beta : float or array broadcast to the leading axes
+        Inverse temperature, positive. It does not change which patterns are nearest, only how much they weigh.
+    k : int
+        How many, from 1 to N.
+    separation : str
+        How scores become weights: 'softmax'.
+    mask : bool array, broadcast to (..., n, N), optional
+        True where a state may see a pattern.
+
+    Returns
+    -------
+    Nearest
+        ``indices`` (..., n, k), int64, and ``weights`` (..., n, k): softmax weights among all admissible patterns, not renormalised
+        to the k. Where fewer than k are admissible, index -1 and weight 0.
+
+    Raises
+    ------
+    ValueError
+        A shape that does not fit, beta <= 0 or not finite, k outside 1 ... N.
+    TypeError
+        A dtype that is no number, an array of another device, a tensor that requires grad.
+
+    Notes
+    -----
+    One pass: O(n N d) time, O(block) memory. The scores are scalar products, eq. 3 of Ramsauer et al. 2020.
+
+    Examples
+    --------
+    >>> import numpy as np, recollect as rc
+    >>> rc.hopfield.nearest([[0.9, 0.2, 0.0]], np.eye(3), beta=10.0, k=2).indices
+    array([[0, 1]])
+    """
+    op = "hopfield.nearest"
+    ops = operands(op, state, patterns, None, beta, mask)
+    try:
+        count = operator.index(k)
+    except TypeError:
+        raise TypeError(f"{op}: k is {k!r}; expected a whole number") from None
+    stored = ops.patterns.shape[-2] if ops.patterns.ndim >= 2 else 0
+    if not 1 <= count <= stored:
+        raise ValueError(f"{op}: k is {count}; expected a number from 1 to N={stored}")
+    shape = (*rows_shape(op, ops), count)
+    found = Nearest(np.empty(shape, np.int64), np.empty(shape, ops.dtype))
+    core.hopfield_nearest(ops.state, ops.patterns, ops.beta, ops.mask, separation, *found)
+    return found
 
 
 def step_rule(op: str, steps: Any, tol: Any, dtype: np.dtype[Any]) -> tuple[int, float]:

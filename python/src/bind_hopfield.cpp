@@ -50,6 +50,14 @@ void retrieve_backward(const In& state, const In& patterns, const In& values, co
   hopfield::retrieve_backward(in, separation, kept, result, cotangent, to);
 }
 
+void nearest(const In& state, const In& patterns, const In& beta, const In& mask, const std::string& separation, const Out& indices,
+             const Out& weights) {
+  const hopfield::operands in{input(state), input(patterns), {}, input(beta), input(mask)};
+  const Array indices_to = output(indices), weights_to = output(weights);
+  nb::gil_scoped_release release;
+  hopfield::nearest(in, separation, indices_to, weights_to);
+}
+
 /// An array that is taken as it is, never converted, and one that may be None.
 template <class Name>
 auto array(Name name) {
@@ -72,6 +80,8 @@ void bind_hopfield(nb::module_& m) {
   m.def("hopfield_retrieve", &retrieve, array("state"_a), array("patterns"_a), optional("values"_a), array("beta"_a),
         optional("mask"_a), "separation"_a, "steps"_a, "tol"_a, array("out"_a), optional("energy"_a), optional("lse"_a),
         optional("taken"_a), optional("converged"_a), optional("largest"_a), optional("log_sum"_a));
+  m.def("hopfield_nearest", &nearest, array("state"_a), array("patterns"_a), array("beta"_a), optional("mask"_a), "separation"_a,
+        array("indices"_a), array("weights"_a));
   m.def("hopfield_retrieve_backward", &retrieve_backward, array("state"_a), array("patterns"_a), optional("values"_a),
         array("beta"_a), optional("mask"_a), "separation"_a, array("largest"_a), array("log_sum"_a), array("out"_a),
         array("d_out"_a), optional("d_state"_a), optional("d_patterns"_a), optional("d_values"_a), optional("d_beta"_a));

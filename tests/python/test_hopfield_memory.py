@@ -126,6 +126,8 @@ def test_automatic_ids_are_never_used_again(rng):
     assert memory.add(rows[:2], ids=[100, -5]).tolist() == [100, -5]
     assert memory.add(rows).tolist() == [101, 102, 103]
     assert memory.add(rows[:1], ids=[2]).tolist() == [2]  # the caller may
+    memory.remove([2])
+    assert memory.add(rows[:1], ids=[2]).tolist() == [2]
     assert memory.add(rows[:0]).size == 0 and memory.ids.tolist() == [0, 3, 100, -5, 101, 102, 103, 2]
     assert memory.add(rows[:1], ids=[2**63 - 1]).tolist() == [2**63 - 1]
     with pytest.raises(ValueError) as error:

@@ -162,12 +162,12 @@ def test_bad_files_are_one_sentence(rng, tmp_path):
         "beta": (written(arrays, beta="-1.0"), "damaged"),
         "int32": (written(arrays | {"patterns": arrays["patterns"].astype(np.int32)}), "I32"),
     }
-    for name, (content, part) in cases.items():
+    for content, part in cases.values():
         (tmp_path / "bad").write_bytes(content)
         for mmap in (False, True):
             with pytest.raises(ValueError) as error:
                 HopfieldMemory.load(tmp_path / "bad", mmap=mmap)
-            sentence(error, tmp_path / "bad", part), name
+            sentence(error, tmp_path / "bad", part)
     with pytest.raises(FileNotFoundError) as error:
         HopfieldMemory.load(tmp_path / "none")
     sentence(error, tmp_path / "none")
@@ -214,11 +214,11 @@ def test_npy_files_that_cannot_be_used_in_place_are_refused(rng, tmp_path):
         "3-D": (patterns[None], ValueError, "(1, 20, 6)"),
         "bfloat16": (patterns.astype(ml_dtypes.bfloat16), TypeError, "expected real numbers"),
     }
-    for name, (array, kind, part) in cases.items():
+    for array, kind, part in cases.values():
         np.save(tmp_path / "p.npy", array)
         with pytest.raises(kind) as error:
             HopfieldMemory.open_npy(tmp_path / "p.npy")
-        sentence(error, tmp_path / "p.npy", part), name
+        sentence(error, tmp_path / "p.npy", part)
     np.save(tmp_path / "p.npy", patterns)
     np.save(tmp_path / "v.npy", patterns[1:])
     with pytest.raises(ValueError) as error:
@@ -242,11 +242,11 @@ def private():
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmData"))
 
 HopfieldMemory.from_patterns(np.ones((300, 64), np.float32), beta=1.0).retrieve(np.ones((2, 64)))  # threads start
-limit = private() + 200 * 2**20
+limit = private() + 100 * 2**20
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 path = sys.argv[1]
 memory = HopfieldMemory.open_npy(path, beta=1.0) if path.endswith(".npy") else HopfieldMemory.load(path, mmap=True)
-assert memory.patterns.nbytes > 2 * 200 * 2**20
+assert memory.patterns.nbytes > 2 * 100 * 2**20
 print(np.abs(memory.retrieve(np.ones((2, 64)), read="patterns")).max(), memory.energy(np.ones(64)))
 """
 
@@ -254,8 +254,8 @@ print(np.abs(memory.retrieve(np.ones((2, 64)), read="patterns")).max(), memory.e
 @pytest.mark.skipif(sys.platform != "linux", reason="limits private memory as Linux does")
 @pytest.mark.parametrize("name", ["big.npy", "big.safetensors"])
 def test_patterns_beyond_the_memory_that_may_be_used(tmp_path, name):
-    # A sparse file: half a gigabyte of zeros that take no disk.
-    zeros = np.lib.format.open_memmap(tmp_path / "big.npy", mode="w+", dtype=np.float32, shape=(2**21, 64))
+    # A sparse file: 256 MiB of zeros that take no disk.
+    zeros = np.lib.format.open_memmap(tmp_path / "big.npy", mode="w+", dtype=np.float32, shape=(2**20, 64))
     del zeros
     if name.endswith("safetensors"):
         HopfieldMemory.open_npy(tmp_path / "big.npy", beta=1.0).save(tmp_path / name)

@@ -104,7 +104,7 @@ RecallResults<T> place_results(const RecallProblem<T>& p, const Shapes& shapes, 
   return {p.fold.template place_output<T>(out.state, batch),         p.fold.template place_output<T>(out.energy, batch),
           p.fold.template place_output<T>(out.lse, batch),           p.fold.template place_output<T>(out.saved.largest, batch),
           p.fold.template place_output<T>(out.saved.log_sum, batch), p.fold.template place_output<index_t>(out.steps, batch),
-          p.fold.template place_output<bool>(out.converged, batch)};
+          p.fold.template place_output<bool>(out.converged, batch),  {}, {}, 0};
 }
 
 inline void check_results(std::string_view op, const operands& in, const Shapes& shapes, const results& out) {
@@ -168,6 +168,25 @@ inline void retrieve(const operands& in, const parameters& p, const results& out
     const auto results = detail::place_results(problem, shapes, out);
     const double rest = p.tol >= 0 ? p.tol : default_tolerance(in.state.type);
     detail::Recall<T, Separation>(problem, {p.steps - (in.values.given() ? 1 : 0), p.tol, rest}, results, false).run();
+  });
+}
+
+/// The k stored patterns with the largest softmax weights: their numbers into `indices` (..., n, k), int64, and the weights, falling;
+/// among equals the lower number first. Where fewer are admissible, number -1 and weight 0. Cost O(n N d) time, O(block) memory.
+inline void nearest(const operands& in, std::string_view separation, const Array& indices, const Array& weights) {
+  constexpr std::string_view op = "hopfield.nearest";
+  const Shapes shapes = detail::check(op, in);
+  detail::check_beta(op, in.beta);
+  const index_t n = shapes.extent('n'), k = indices.rank > 0 ? indices.extents[indices.rank - 1] : 0;
+  if (k < 1 || k > shapes.extent('N')) fail(status::value, op, ": k is ", k, "; expected a number from 1 to N=", shapes.extent('N'));
+  detail::check_output(op, "indices", indices, dtype::int64, shapes, {n, k});
+  detail::check_output(op, "weights", weights, in.state.type, shapes, {n, k});
+  detail::with_problem(in, shapes, op, separation, [&]<class T, class Separation>(const detail::RecallProblem<T>& problem) {
+    detail::RecallResults<T> results;
+    results.nearest = problem.fold.template place_output<index_t>(indices, shapes.batch_rank());
+    results.nearest_weight = problem.fold.template place_output<T>(weights, shapes.batch_rank());
+    results.k = k;
+    detail::Recall<T, Separation>(problem, {0, -1, 0}, results, true).run();
   });
 }
 

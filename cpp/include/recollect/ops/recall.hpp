@@ -19,6 +19,9 @@ struct RecallResults {
   Placed<T> out, energy, lse, largest, log_sum;
   Placed<index_t> steps;
   Placed<bool> converged;
+  Placed<index_t> nearest;  // (..., n, k)
+  Placed<T> nearest_weight;
+  index_t k = 0;
 };
 
 struct RecallSteps {
@@ -49,8 +52,8 @@ class Recall {
         results_(results),
         only_scores_(only_scores),
         problem_without_values_(without_values(problem)),
-        update_(problem_without_values_, true, static_cast<bool>(results.energy)),
-        last_(only_scores ? problem_without_values_ : problem, !only_scores, static_cast<bool>(results.energy)) {
+        update_(problem_without_values_, true, static_cast<bool>(results.energy), 0),
+        last_(only_scores ? problem_without_values_ : problem, !only_scores, static_cast<bool>(results.energy), results.k) {
     const index_t width = std::max(padded<T>(problem.width), padded<T>(problem.value_width));
     block_rows_ = std::clamp<index_t>((96 << 10) / static_cast<index_t>(sizeof(T)) / std::max<index_t>(width, 1) / 24 * 24, 24, 192);
     block_rows_ = std::min(block_rows_, problem.rows);
@@ -178,6 +181,7 @@ class Recall {
     if (results_.largest) *problem_.at(results_.largest, block.outer, row) = partial.softmax[a].largest;
     if (results_.log_sum)
       *problem_.at(results_.log_sum, block.outer, row) = static_cast<T>(std::log2(static_cast<double>(partial.softmax[a].sum)));
+    if (results_.nearest) tell_nearest(block, r, a, partial);
     if (!results_.energy && !results_.lse) return;
     const double beta = block.beta[r];
     const index_t admissible = problem_.mask ? partial.admissible[a] : problem_.patterns, width = problem_.width;
@@ -196,6 +200,29 @@ class Recall {
     for (index_t k = 0; k < width; ++k) square += static_cast<W>(state[k]) * static_cast<W>(state[k]);
     const W energy = -lse + square / 2 + std::log(static_cast<W>(admissible)) / static_cast<W>(beta) + norm / 2;
     *problem_.at(results_.energy, block.outer, row) = static_cast<T>(admissible ? energy : INFINITY);
+  }
+
+  /// The patterns with the largest weights, falling.
+  void tell_nearest(const Block& block, index_t r, index_t a, const Partial<T>& partial) const {
+    const math::TopK<T> best = partial.best(a);
+    const auto& softmax = partial.softmax[a];
+    const bool in_range = softmax.sum > 0 && softmax.sum <= std::numeric_limits<T>::max();
+    const bool none = problem_.mask ? partial.admissible[a] == 0 : problem_.patterns == 0;
+    std::vector<T> weight(static_cast<std::size_t>(best.k));
+    if (in_range || none) {
+      for (index_t i = 0; i < best.k; ++i)
+        weight[i] = best.index[i] < 0 ? T(0) : static_cast<T>(std::exp2(static_cast<double>(best.score[i] - softmax.largest))) / softmax.sum;
+    } else {
+      const PlainRow<T> plain(block.state + r * problem_.width, block.beta[r], plain_memory(block, r, {}));
+      best.reset();
+      for (index_t i = 0; i < problem_.patterns; ++i) best.offer(static_cast<T>(plain.weight[i]), i);
+      for (index_t i = 0; i < best.k; ++i) weight[i] = best.index[i] < 0 ? static_cast<T>(plain.log_sum * 0) : best.score[i];
+    }
+    const index_t row = block.first + r;
+    for (index_t i = 0; i < best.k; ++i) {
+      problem_.at(results_.nearest, block.outer, row)[i * results_.nearest.inner] = best.index[i];
+      problem_.at(results_.nearest_weight, block.outer, row)[i * results_.nearest_weight.inner] = weight[i];
+    }
   }
 
   /// After the updates: the read of values or the plain copy of the state, and what is told about each row.
@@ -222,15 +249,17 @@ class Recall {
   /// Whether a pass follows the updates: it reads the values, or only scores.
   bool has_last_pass() const { return only_scores_ || problem_.has_values(); }
 
+  /// How wide a read of any pass can be; one that only scores reads nothing.
+  index_t widest() const { return only_scores_ ? 0 : std::max(problem_.width, problem_.value_width); }
+
   void whole_block(index_t outer, index_t b) const {
     Scratch& scratch = Scratch::local();
     const Scratch::Frame frame(scratch);
     const auto take = [&]<class U>(index_t count) { return scratch.take<U>(count); };
     Block block(*this, outer, b, take);
-    const Partial<T> partial = Partial<T>::make(block.count, std::max(problem_.width, problem_.value_width), take);
+    const Partial<T> partial = Partial<T>::make(block.count, widest(), results_.k, take);
     const auto pass = [&](const RecallPass<T, Separation>& p) {
-      Partial<T> narrow = partial;
-      narrow.width = padded<T>(p.partial_width());
+      const Partial<T> narrow = p.fit(partial);
       p.gather(outer, prepare(block), 0, p.segments(), narrow);
       return narrow;
     };
@@ -257,12 +286,12 @@ class Recall {
     const index_t runs = (segments + run - 1) / run;
     std::vector<Partial<T>> parts;
     for (index_t i = 0; i < total * runs; ++i)
-      parts.push_back(Partial<T>::make(state[i / runs].count, std::max(problem_.width, problem_.value_width), take));
+      parts.push_back(Partial<T>::make(state[i / runs].count, widest(), results_.k, take));
 
     const auto pass = [&](const RecallPass<T, Separation>& p) {
       std::vector<Cues<T>> cues;
       for (Block& block : state) cues.push_back(prepare(block));
-      for (Partial<T>& part : parts) part.width = padded<T>(p.partial_width());
+      for (Partial<T>& part : parts) part = p.fit(part);
       parallel_for(total * runs, [&](index_t task) {
         const index_t first = std::min(task % runs * run, p.segments()), last = std::min(first + run, p.segments());
         const Block& block = state[task / runs];

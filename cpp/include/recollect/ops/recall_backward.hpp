@@ -199,8 +199,9 @@ class RecallBackward {
   /// One tile of patterns against all rows of the group.
   void absorb(const Group& g, index_t first, index_t count, T* partial, Workspace& w) const {
     const bool shared = p_.mask && shared_mask(g.outer, g.first, first, count, w.keep);
-    load_rows(p_.stored_at(g.outer), first, count, w.stored, shared);
-    if (separate_) load_rows(p_.values_at(g.outer), first, count, w.values, shared);
+    const copying copy = shared ? copying::always : copying::unaligned;
+    load_rows(p_.stored_at(g.outer), first, count, w.stored, copy);
+    if (separate_) load_rows(p_.values_at(g.outer), first, count, w.values, copy);
     if (shared) clear_masked(count, w);
     turn_rows(count, w.stored);
     if (separate_) turn_rows(count, w.values);

@@ -11,6 +11,7 @@
 
 #include "recollect/math/online_softmax.hpp"
 #include "recollect/math/separation.hpp"
+#include "recollect/math/top_k.hpp"
 #include "recollect/ops/recall_problem.hpp"
 
 namespace recollect::detail {
@@ -24,11 +25,16 @@ struct Partial {
   T* read = nullptr;             // (rows, padded value width), relative to the softmax's reference
   index_t* admissible = nullptr;  // how many patterns each row could see
   T* norm = nullptr;              // the largest |x_i|^2 among them
-  index_t width = 0;
+  T* best_score = nullptr;        // (rows, top)
+  index_t* best_index = nullptr;
+  index_t width = 0, top = 0;
 
   template <class Take>
-  static Partial make(index_t rows, index_t value_width, Take&& take) {
+  static Partial make(index_t rows, index_t value_width, index_t top, Take&& take) {
     Partial p;
+    p.top = top;
+    p.best_score = take.template operator()<T>(rows * top);
+    p.best_index = take.template operator()<index_t>(rows * top);
     p.width = padded<T>(value_width);
     p.softmax = take.template operator()<math::OnlineSoftmax<T>>(rows);
     p.read = take.template operator()<T>(rows * p.width);
@@ -42,7 +48,10 @@ struct Partial {
     std::fill(read, read + rows * width, T(0));
     std::fill(admissible, admissible + rows, index_t(0));
     std::fill(norm, norm + rows, T(0));
+    for (index_t r = 0; r < rows; ++r) best(r).reset();
   }
+
+  math::TopK<T> best(index_t r) const { return {best_score + r * top, best_index + r * top, top}; }
 
   void merge(const Partial& other, index_t rows) const {
     for (index_t r = 0; r < rows; ++r) {
@@ -55,6 +64,7 @@ struct Partial {
       for (index_t k = 0; k < width; ++k) to[k] = to[k] * shrink + from[k] * shrink_theirs;
       admissible[r] += other.admissible[r];
       norm[r] = std::max(norm[r], other.norm[r]);
+      best(r).merge(other.best(r));
     }
   }
 };
@@ -72,14 +82,21 @@ struct Cues {
 template <class T, class Separation>
 class RecallPass {
  public:
-  RecallPass(const RecallProblem<T>& problem, bool reads, bool wants_norm)
-      : problem_(problem), reads_(reads), wants_norm_(wants_norm), separate_(reads && problem.has_values()) {
+  RecallPass(const RecallProblem<T>& problem, bool reads, bool wants_norm, index_t top)
+      : problem_(problem), reads_(reads), wants_norm_(wants_norm), top_(top), separate_(reads && problem.has_values()) {
     tile_ = tile_rows<T>(separate_ ? std::max(problem.width, problem.value_width) : problem.width);
     segment_ = (2047 / tile_ + 1) * tile_;
   }
 
   index_t segments() const { return (problem_.patterns + segment_ - 1) / segment_; }
   index_t partial_width() const { return reads_ ? problem_.value_width : 0; }
+
+  /// The same memory, laid out for this pass.
+  Partial<T> fit(Partial<T> partial) const {
+    partial.width = padded<T>(partial_width());
+    partial.top = top_;
+    return partial;
+  }
 
   /// Gathers segments [first, last) into `into`. For the tree to come out right, `first` is a multiple of the power of two that
   /// last - first is at most.
@@ -91,7 +108,7 @@ class RecallPass {
     const int levels = std::bit_width(static_cast<std::uint64_t>(last - first));
     Partial<T> stack[64];
     stack[0] = into;
-    for (int level = 1; level <= levels; ++level) stack[level] = Partial<T>::make(cues.rows, partial_width(), take);
+    for (int level = 1; level <= levels; ++level) stack[level] = Partial<T>::make(cues.rows, partial_width(), top_, take);
     int top = 0;
     if (first >= last) into.reset(cues.rows);
     for (index_t s = first; s < last; ++s) {
@@ -130,24 +147,38 @@ class RecallPass {
       admissible = shared_bias(cues.mask[0] + first * cues.mask_stride, cues.mask_stride, count, work.bias);
       if (admissible == 0) return;
     }
-    const bool some_masked = admissible < count;
-    load_rows(problem_.stored_at(outer), first, count, work.stored, some_masked);
-    if (separate_) load_rows(problem_.values_at(outer), first, count, work.values, some_masked);
+    const bool some_masked = admissible < count, few = cues.rows <= sub_rows;
+    const copying copy = some_masked ? copying::always : few ? copying::avoided : copying::unaligned;
+    load_rows(problem_.stored_at(outer), first, count, work.stored, copy);
+    if (separate_) load_rows(problem_.values_at(outer), first, count, work.values, copy);
     if (some_masked) clear_masked(count, work);
-    turn_rows(count, work.stored);
+    if (!few) turn_rows(count, work.stored);
     if (wants_norm_) square_norms(work.stored, count, work.norms);
     const Tile<T>& values = separate_ ? work.values : work.stored;
     for (index_t r0 = 0; r0 < cues.rows; r0 += sub_rows) {
       const index_t rows = std::min(sub_rows, cues.rows - r0), width = padded<T>(problem_.width);
-      score(rows, Factor<T>{cues.data + r0 * width, width, 1}, problem_.width, work.stored, count, work.scores, tile_);
+      const Factor<T> part{cues.data + r0 * width, width, 1};
+      if (few)
+        score_at_once(part, rows, count, work);
+      else
+        score(rows, part, problem_.width, work.stored, count, work.scores, tile_);
       for (index_t r = 0; r < rows; ++r) {
         T* scores = work.scores + r * tile_;
         admit(cues, r0 + r, first, count, admissible, scores, into, work);
-        work.shrink[r] = weigh(scores, count, into.softmax[r0 + r]);
+        work.shrink[r] = weigh(scores, first, count, into.softmax[r0 + r], into.best(r0 + r));
       }
       if (reads_)
         read<T, start::scaled>(rows, Factor<T>{work.scores, tile_, 1}, values.rows, values.row_stride, into.width, count,
                                into.read + r0 * into.width, into.width, work.shrink);
+    }
+  }
+
+  /// Few rows: every strip is turned where it stays in the first-level cache and is compared there, while the next tile is fetched.
+  void score_at_once(Factor<T> cues, index_t rows, index_t count, const Workspace& work) const {
+    const bool in_place = work.stored.rows != work.stored.buffer;
+    for (index_t first = 0; first < count; first += Registers<T>::panel_columns) {
+      turn_strip(work.stored, first, count, work.stored.panels, in_place ? tile_ : 0);
+      score_strip(rows, cues, problem_.width, work.stored.panels, work.scores + first, tile_);
     }
   }
 
@@ -203,12 +234,14 @@ class RecallPass {
         if (!mask || mask[i * cues.mask_stride]) into.norm[row] = std::max(into.norm[row], work.norms[i]);
   }
 
-  /// Turns a row of scores into weights and adds them to its softmax; returns by how much earlier reads shrink.
-  static T weigh(T* scores, index_t count, math::OnlineSoftmax<T>& softmax) {
+  /// Selects from a row of scores, turns them into weights and adds those to its softmax; returns by how much earlier reads shrink.
+  static T weigh(T* scores, index_t first, index_t count, math::OnlineSoftmax<T>& softmax, const math::TopK<T>& best) {
     using P = Packet<T>;
     P most = P::load(scores);
     for (index_t i = P::width; i < count; i += P::width) most = max(P::load(scores + i), most);
-    const T shrink = softmax.raise(largest(most));
+    const T tile_largest = largest(most), shrink = softmax.raise(tile_largest);
+    if (best.k > 0 && tile_largest > best.threshold())
+      for (index_t i = 0; i < count; ++i) best.offer(scores[i], first + i);
     const P reference(softmax.reference());
     P total(T(0));
     for (index_t i = 0; i < count; i += P::width) {
@@ -221,7 +254,9 @@ class RecallPass {
   }
 
   const RecallProblem<T>& problem_;
-  const bool reads_, wants_norm_, separate_;
+  const bool reads_, wants_norm_;
+  const index_t top_;
+  const bool separate_;
   index_t tile_, segment_;
 };
 

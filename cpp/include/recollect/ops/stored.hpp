@@ -70,8 +70,15 @@ void copy_rows(const StoredRows& stored, index_t first, index_t count, T* to) {
   }
 }
 
+/// Whether rows are copied into the tile although they could be used where they lie.
+enum class copying {
+  avoided,    // they are used too few times to be worth it
+  unaligned,  // a packet that crosses two cache lines costs two loads: only if one does
+  always,     // they will be changed
+};
+
 template <class T>
-void load_rows(const StoredRows& stored, index_t first, index_t count, Tile<T>& tile, bool copy = false) {
+void load_rows(const StoredRows& stored, index_t first, index_t count, Tile<T>& tile, copying copy) {
   tile.rows = tile.buffer;
   tile.row_stride = padded<T>(stored.width);
   switch (stored.type) {
@@ -81,40 +88,54 @@ void load_rows(const StoredRows& stored, index_t first, index_t count, Tile<T>& 
     default: return copy_rows<float>(stored, first, count, tile.buffer);
   }
   const T* rows = stored.at<T>(first);
-  // A packet that crosses two cache lines costs two loads: rows are used in place only when none does.
   const bool aligned = reinterpret_cast<std::uintptr_t>(rows) % (Packet<T>::width * sizeof(T)) == 0;
-  if (!copy && stored.column == 1 && aligned && stored.width % Packet<T>::width == 0 && stored.row == stored.width)
+  const bool usable = stored.column == 1 && stored.width % Packet<T>::width == 0 && stored.row == stored.width;
+  if (usable && (copy == copying::avoided || (copy == copying::unaligned && aligned)))
     tile.rows = rows;
   else
     copy_rows<T>(stored, first, count, tile.buffer);
 }
 
-/// Turns the rows of a tile into panels; columns beyond `count` are zero.
+/// Turns one strip of rows, from `first` on, into a panel; columns beyond `count` are zero. `ahead` rows further on, memory is fetched
+/// early: what a strip is made of next time.
 template <class T>
-void turn_rows(index_t count, Tile<T>& tile) {
+void turn_strip(const Tile<T>& tile, index_t first, index_t count, T* panel, index_t ahead = 0) {
   using P = Packet<T>;
   constexpr index_t columns = Registers<T>::panel_columns;
   const index_t width = tile.row_stride;
-  for (index_t i0 = 0; i0 < count; i0 += P::width) {
-    if (i0 % columns == 0 && i0 + columns > count) std::fill(tile.panels + i0 * width, tile.panels + (i0 + columns) * width, T(0));
-    T* to = tile.panels + i0 / columns * columns * width + i0 % columns;
+  for (index_t j = 0; j < columns; j += P::width) {
+    const index_t i0 = first + j;
     for (index_t k = 0; k < width; k += P::width) {
       P square[P::width];
-      for (index_t i = 0; i < P::width; ++i)
-        square[i] = i0 + i < count ? P::load(tile.rows + (i0 + i) * tile.row_stride + k) : P(T(0));
+      for (index_t i = 0; i < P::width; ++i) {
+        const T* from = tile.rows + (i0 + i) * width + k;
+        square[i] = i0 + i < count ? P::load(from) : P(T(0));
+        if (ahead) __builtin_prefetch(from + ahead * width);
+      }
       transpose(square);
-      for (index_t j = 0; j < P::width; ++j) square[j].store(to + (k + j) * columns);
+      for (index_t i = 0; i < P::width; ++i) square[i].store(panel + (k + i) * columns + j);
     }
   }
 }
 
-/// scores(r, i) = sum_k cues(r, k) x_i(k) for the rows of a tile in panel form.
+template <class T>
+void turn_rows(index_t count, Tile<T>& tile) {
+  for (index_t first = 0; first < count; first += Registers<T>::panel_columns)
+    turn_strip(tile, first, count, tile.panels + first * tile.row_stride);
+}
+
+/// scores(r, i) = sum_k cues(r, k) x_i(k) for the rows of a panel.
+template <class T>
+void score_strip(index_t rows, Factor<T> cues, index_t width, const T* panel, T* scores, index_t stride) {
+  using R = Registers<T>;
+  strip_product<T, R::score_rows, R::score_packets, start::zero>(rows, cues, panel, R::panel_columns, scores, stride, width, nullptr);
+}
+
+/// The same for all rows of a tile in panel form.
 template <class T>
 void score(index_t rows, Factor<T> cues, index_t width, const Tile<T>& tile, index_t count, T* scores, index_t stride) {
-  using R = Registers<T>;
-  for (index_t first = 0; first < count; first += R::panel_columns)
-    strip_product<T, R::score_rows, R::score_packets, start::zero>(rows, cues, tile.panels + first * tile.row_stride,
-                                                                   R::panel_columns, scores + first, stride, width, nullptr);
+  for (index_t first = 0; first < count; first += Registers<T>::panel_columns)
+    score_strip(rows, cues, width, tile.panels + first * tile.row_stride, scores + first, stride);
 }
 
 /// c(r, :) = start + sum_i weights(r, i) b(i, :), in strips of as many packets as the registers hold, then what is left.

@@ -53,7 +53,7 @@ inline void register_tile(Factor<T> a, const T* b, index_t b_stride, T* c, index
     for (int j = 0; j < Columns; ++j) sum[r][j].store(c + r * c_stride + j * P::width);
 }
 
-/// All rows of one strip of `Columns` packets: full register tiles first, then the rest in halves.
+/// All rows of one strip of `Columns` packets: full register tiles first, then one for the rest.
 template <class T, int Rows, int Columns, start Start>
 inline void strip_product(index_t rows, Factor<T> a, const T* b, index_t b_stride, T* c, index_t c_stride, index_t depth, const T* row_scale) {
   while (rows >= Rows) {
@@ -64,7 +64,7 @@ inline void strip_product(index_t rows, Factor<T> a, const T* b, index_t b_strid
     if (Start == start::scaled) row_scale += Rows;
   }
   if constexpr (Rows > 1)
-    if (rows > 0) strip_product<T, (Rows + 1) / 2, Columns, Start>(rows, a, b, b_stride, c, c_stride, depth, row_scale);
+    if (rows > 0) strip_product<T, Rows - 1, Columns, Start>(rows, a, b, b_stride, c, c_stride, depth, row_scale);
 }
 
 }  // namespace recollect::detail
