@@ -237,14 +237,15 @@ def test_fork_while_another_thread_computes(rng):
         while not stop.is_set():
             rc.hopfield.retrieve(operands[0], operands[1], beta=0.4)
 
-    busy = threading.Thread(target=work)
+    busy = threading.Thread(target=work, daemon=True)
     busy.start()
     try:
         for _ in range(5):
             assert in_child(lambda: equal(everything(*operands), expected)) == 0
     finally:
         stop.set()
-        busy.join()
+        busy.join(60)
+    assert not busy.is_alive(), "the parent hangs"
 
 
 def run(code, **environment):

@@ -24,6 +24,11 @@ inline const char* name(dtype type) {
   return names[static_cast<int>(type)];
 }
 
+constexpr index_t bytes_of(dtype type) {
+  constexpr index_t sizes[] = {4, 8, 2, 2, 1, 8, 0};
+  return sizes[static_cast<int>(type)];
+}
+
 template <class T>
 inline constexpr dtype dtype_of = dtype::none;
 template <>

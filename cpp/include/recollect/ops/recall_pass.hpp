@@ -173,11 +173,10 @@ class RecallPass {
     }
   }
 
-  /// Few rows: every strip is turned where it stays in the first-level cache and is compared there, while the next tile is fetched.
+  /// Few rows: every strip is turned where it stays in the first-level cache, and is compared there.
   void score_at_once(Factor<T> cues, index_t rows, index_t count, const Workspace& work) const {
-    const bool in_place = work.stored.rows != work.stored.buffer;
     for (index_t first = 0; first < count; first += Registers<T>::panel_columns) {
-      turn_strip(work.stored, first, count, work.stored.panels, in_place ? tile_ : 0);
+      turn_strip<T, true>(work.stored, first, count, work.stored.panels);
       score_strip(rows, cues, problem_.width, work.stored.panels, work.scores + first, tile_);
     }
   }

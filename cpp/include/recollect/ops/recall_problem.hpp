@@ -93,12 +93,8 @@ struct RecallProblem {
   }
 
  private:
-  static constexpr index_t bytes(dtype type) {
-    return type == dtype::float64 ? 8 : type == dtype::float32 ? 4 : 2;
-  }
-
   StoredRows shifted(StoredRows rows_of_first, const Placed<const char>& placed, index_t o) const {
-    rows_of_first.data = placed.data + fold.outer.offset(o, placed.outer) * bytes(rows_of_first.type);
+    rows_of_first.data = placed.data + fold.outer.offset(o, placed.outer) * bytes_of(rows_of_first.type);
     return rows_of_first;
   }
 };

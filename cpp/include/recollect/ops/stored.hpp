@@ -59,10 +59,16 @@ index_t tile_rows(index_t width) {
 template <class S, class T>
 void copy_rows(const StoredRows& stored, index_t first, index_t count, T* to) {
   const index_t stride = padded<T>(stored.width);
+  const bool dense = stored.column == 1;
+  if constexpr (std::is_same_v<S, T>)
+    if (dense && stored.row == stride && stored.width == stride) {
+      std::memcpy(to, stored.at<S>(first), static_cast<std::size_t>(count * stride) * sizeof(T));
+      return;
+    }
   for (index_t i = 0; i < count; ++i) {
     const S* from = stored.at<S>(first + i);
     T* row = to + i * stride;
-    if (stored.column == 1)
+    if (dense)
       for (index_t k = 0; k < stored.width; ++k) row[k] = widen<T>(from[k]);
     else
       for (index_t k = 0; k < stored.width; ++k) row[k] = widen<T>(from[k * stored.column]);
@@ -96,23 +102,29 @@ void load_rows(const StoredRows& stored, index_t first, index_t count, Tile<T>& 
     copy_rows<T>(stored, first, count, tile.buffer);
 }
 
-/// Turns one strip of rows, from `first` on, into a panel; columns beyond `count` are zero. `ahead` rows further on, memory is fetched
-/// early: what a strip is made of next time.
-template <class T>
-void turn_strip(const Tile<T>& tile, index_t first, index_t count, T* panel, index_t ahead = 0) {
+/// Turns one strip of rows, from `first` on, into a panel; columns beyond `count` are zero. With Fetch, the rows two strips further on
+/// are asked for early: no hardware sees the pattern in sixteen rows read side by side, and memory would be waited for.
+template <class T, bool Fetch = false>
+void turn_strip(const Tile<T>& tile, index_t first, index_t count, T* panel) {
   using P = Packet<T>;
   constexpr index_t columns = Registers<T>::panel_columns;
   const index_t width = tile.row_stride;
   for (index_t j = 0; j < columns; j += P::width) {
-    const index_t i0 = first + j;
+    const T* rows = tile.rows + (first + j) * width;
+    const index_t there = std::min<index_t>(count - first - j, P::width);
     for (index_t k = 0; k < width; k += P::width) {
       P square[P::width];
-      for (index_t i = 0; i < P::width; ++i) {
-        const T* from = tile.rows + (i0 + i) * width + k;
-        square[i] = i0 + i < count ? P::load(from) : P(T(0));
-        if (ahead) __builtin_prefetch(from + ahead * width);
+      if (there == P::width) {
+#pragma GCC unroll 16
+        for (index_t i = 0; i < P::width; ++i) square[i] = P::load(rows + i * width + k);
+      } else {
+        for (index_t i = 0; i < P::width; ++i) square[i] = i < there ? P::load(rows + i * width + k) : P(T(0));
       }
+      if constexpr (Fetch)
+#pragma GCC unroll 16
+        for (index_t i = 0; i < P::width; ++i) __builtin_prefetch(rows + (2 * columns + i) * width + k);
       transpose(square);
+#pragma GCC unroll 16
       for (index_t i = 0; i < P::width; ++i) square[i].store(panel + (k + i) * columns + j);
     }
   }
