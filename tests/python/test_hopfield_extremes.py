@@ -264,6 +264,28 @@ def test_a_bad_pattern_of_one_head_spoils_only_that_head(rng, dtype, same_bits):
     same_bits(out[[0, 2]], plain[[0, 2]])
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("N", [5, 193, 1000])
+def test_what_no_state_may_see_can_hold_anything(rng, dtype, same_bits, bad, N):
+    """Padding need not be cleared: forward and backward are those of zeros in its place."""
+    q, x, v = draw(rng, dtype, 9, 16), draw(rng, dtype, N, 16), draw(rng, dtype, N, 4)
+    keep = np.arange(N) % 3 != 1
+    found = []
+    for filling in (0, bad):
+        x[~keep], v[~keep] = filling, filling
+        for mask in (keep, np.tile(keep, (9, 1))):
+            found.append([rc.hopfield.energy(q, x, beta=0.4, mask=mask)])
+            for more in ({"steps": 2}, {"values": v}):
+                found[-1] += rc.hopfield.retrieve(q, x, beta=0.4, mask=mask, return_info=True, **more)
+                out, pullback = rc.vjp(rc.hopfield.retrieve, q, x, beta=0.4, mask=mask, **more)
+                found[-1] += [out, *pullback(np.ones_like(out))]
+            energy, pullback = rc.vjp(rc.hopfield.energy, q, x, beta=0.4, mask=mask)
+            found[-1] += pullback(np.ones_like(energy))
+    for clean, spoiled in zip(found[:2], found[2:], strict=True):
+        for a, b in zip(clean, spoiled, strict=True):
+            same_bits(np.asarray(a) + 0, np.asarray(b) + 0)  # + 0: the sign of a zero is free
+
+
 # -------------------------------------------------------------------------- subnormal numbers, rounding modes
 
 

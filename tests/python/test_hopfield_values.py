@@ -166,6 +166,16 @@ def test_rows_stop_where_they_moved_no_more_than_tol(rng, dtype, steps, tol, e):
         check_energy(dtype, info.energy[k : k + 1], final, x, 2.0, lse=info.lse[k : k + 1])
 
 
+def test_tol_itself_is_small_enough(dtype):
+    """A move of exactly tol stops the row: one pattern at distance 5, and a state that already is the pattern."""
+    x = np.zeros((1, 2), dtype)
+    for q, tol, count, converged in (([[3, 4]], 5.0, 1, True), ([[3, 4]], 4.99, 2, True), ([[0, 0]], 0.0, 1, True)):
+        info = rc.hopfield.retrieve(np.array(q, dtype), x, beta=1.0, steps=None, tol=tol, return_info=True)
+        assert (info.steps[0], info.converged[0]) == (count, converged)
+    info = rc.hopfield.retrieve(np.array([[3, 4]], dtype), x, beta=1.0, steps=1, tol=4.99, return_info=True)
+    assert info.steps[0] == 1 and not info.converged[0]
+
+
 def test_iterating_to_the_end_finds_the_fixed_point(rng):
     q, x = problem(rng, np.float64, n=8, N=10, d=16)
     info = rc.hopfield.retrieve(q, x, beta=1.0, steps=None, return_info=True)

@@ -61,7 +61,7 @@ print(status("VmHWM") - before - outputs)
 
 JOBS = [
     (1, "retrieve", "float32"), (256, "retrieve", "float32"), (256, "retrieve", "float64"), (1, "energy", "float32"),
-    (16, "steps and info", "float32"), (16, "mask", "float32"), (16, "backward", "float32"), (1, "energy backward", "float32"),
+    (16, "steps and info", "float32"), (16, "mask", "float32"), (256, "backward", "float32"), (1, "energy backward", "float32"),
 ]  # fmt: skip
 
 

@@ -51,11 +51,12 @@ class Recall {
         steps_(steps),
         results_(results),
         only_scores_(only_scores),
+        measures_(steps.tol >= 0 || results.converged),
         problem_without_values_(without_values(problem)),
         update_(problem_without_values_, true, static_cast<bool>(results.energy), 0),
         last_(only_scores ? problem_without_values_ : problem, !only_scores, static_cast<bool>(results.energy), results.k) {
     const index_t width = std::max(padded<T>(problem.width), padded<T>(problem.value_width));
-    block_rows_ = std::clamp<index_t>((96 << 10) / static_cast<index_t>(sizeof(T)) / std::max<index_t>(width, 1) / 24 * 24, 24, 192);
+    block_rows_ = std::clamp<index_t>((96 << 10) / static_cast<index_t>(sizeof(T)) / std::max<index_t>(width, 1) / 24 * 24, 24, 384);
     block_rows_ = std::min(block_rows_, problem.rows);
   }
 
@@ -142,17 +143,26 @@ class Recall {
       T* state = block.state + r * width;
       finish_read(block, r, a, partial, problem_.stored_at(block.outer), next);
       tell(block, r, a, partial);
-      double moved = 0;
-      for (index_t k = 0; k < width; ++k) {
-        const double step = static_cast<double>(next[k]) - static_cast<double>(state[k]);
-        moved += step * step;
-        state[k] = next[k];
-      }
       ++block.steps[r];
-      block.converged[r] = std::sqrt(moved) <= steps_.rest;
-      if (!(steps_.tol >= 0 && std::sqrt(moved) <= steps_.tol)) block.active[still++] = r;
+      if (measures_) {
+        const double moved = distance(next, state, width);
+        block.converged[r] = moved <= steps_.rest;
+        if (!(steps_.tol >= 0 && moved <= steps_.tol)) block.active[still++] = r;
+      } else {
+        block.active[still++] = r;
+      }
+      std::copy(next, next + width, state);
     }
     block.moving = still;
+  }
+
+  static double distance(const T* a, const T* b, index_t width) {
+    double square = 0;
+    for (index_t k = 0; k < width; ++k) {
+      const double step = static_cast<double>(a[k]) - static_cast<double>(b[k]);
+      square += step * step;
+    }
+    return std::sqrt(square);
   }
 
   /// The weighted mean of a row, with the plain definition as the refuge when the fast sums have left the range of T.
@@ -327,7 +337,7 @@ class Recall {
   const RecallProblem<T>& problem_;
   const RecallSteps steps_;
   const RecallResults<T>& results_;
-  const bool only_scores_;
+  const bool only_scores_, measures_;
   RecallProblem<T> problem_without_values_;
   RecallPass<T, Separation> update_, last_;
   index_t block_rows_;

@@ -85,7 +85,7 @@ class RecallPass {
   RecallPass(const RecallProblem<T>& problem, bool reads, bool wants_norm, index_t top)
       : problem_(problem), reads_(reads), wants_norm_(wants_norm), top_(top), separate_(reads && problem.has_values()) {
     tile_ = tile_rows<T>(separate_ ? std::max(problem.width, problem.value_width) : problem.width);
-    segment_ = (2047 / tile_ + 1) * tile_;
+    segment_ = (1023 / tile_ + 1) * tile_;
   }
 
   index_t segments() const { return (problem_.patterns + segment_ - 1) / segment_; }
