@@ -28,6 +28,10 @@ def _like(ops: hopfield.Operands) -> dict[str, Array]:
     return room
 
 
+def _named(room: dict[str, Array]) -> dict[str, Array]:
+    return {f"d_{name}": gradient for name, gradient in room.items()}
+
+
 def _cotangent(op: str, name: str, value: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     given = _array.floating(op, name, value).astype(dtype, copy=False)
     if given.shape != shape:
@@ -37,7 +41,7 @@ def _cotangent(op: str, name: str, value: Any, shape: tuple[int, ...], dtype: np
 
 def _result(op: str, ops: hopfield.Operands, gradients: dict[str, Array]) -> Any:
     gradients["beta"] = gradients["beta"].astype(ops.dtype, copy=False)
-    return namedtuple(f"{op.title()}Gradients", gradients)(**gradients)  # type: ignore[misc]
+    return namedtuple(f"{op.title()}Gradients", gradients)(**gradients)
 
 
 @pullback_of(hopfield.energy)
@@ -47,23 +51,16 @@ def energy(
     op = "hopfield.energy"
     ops = hopfield.operands(op, state, patterns, None, beta, mask)
     out = np.empty(hopfield.rows_shape(op, ops), ops.dtype)
-    saved = np.empty_like(out), np.empty_like(out)
-    core.hopfield_energy(ops.state, ops.patterns, ops.beta, ops.mask, separation, out, None, *saved)
+    largest, log_sum = np.empty_like(out), np.empty_like(out)
+    core.hopfield_energy(
+        ops.state, ops.patterns, ops.beta, ops.mask, separation, out=out, largest=largest, log_sum=log_sum
+    )
 
     def pullback(d_out: Any) -> Any:
         cotangent = _cotangent(op, "d_out", d_out, out.shape, ops.dtype)
         to = _like(ops)
         core.hopfield_energy_backward(
-            ops.state,
-            ops.patterns,
-            ops.beta,
-            ops.mask,
-            separation,
-            *saved,
-            cotangent,
-            to["state"],
-            to["patterns"],
-            to["beta"],
+            ops.state, ops.patterns, ops.beta, ops.mask, separation, largest, log_sum, cotangent, **_named(to)
         )
         return _result("energy", ops, to)
 
@@ -78,8 +75,12 @@ class _Step:
         shape = hopfield.rows_shape(_RETRIEVE, ops)
         memory = ops.patterns if ops.values is None else ops.values
         self.out: Array = np.empty((*shape, memory.shape[-1]), ops.dtype)
-        self.saved = np.empty(shape, ops.dtype), np.empty(shape, ops.dtype)
-        core.hopfield_retrieve(*ops.arrays, separation, 1, -1.0, self.out, None, None, None, None, *self.saved)
+        self.largest: Array = np.empty(shape, ops.dtype)
+        self.log_sum: Array = np.empty(shape, ops.dtype)
+        core.hopfield_retrieve(
+            ops.state, ops.patterns, ops.values, ops.beta, ops.mask, separation, 1, -1.0, self.out,
+            largest=self.largest, log_sum=self.log_sum,
+        )  # fmt: skip
 
     def back(self, d_out: Array) -> dict[str, Array]:
         """Gradients of what this step read. Rows that it did not move pass their cotangent on as it is."""
@@ -87,18 +88,11 @@ class _Step:
         if self.moved is not None:
             kept = np.where(self.moved[..., None], 0, d_out)
             d_out = np.where(self.moved[..., None], d_out, 0)
-        to = _like(self.ops)
+        ops, to = self.ops, _like(self.ops)
         core.hopfield_retrieve_backward(
-            *self.ops.arrays,
-            self.separation,
-            *self.saved,
-            self.out,
-            d_out,
-            to["state"],
-            to["patterns"],
-            to.get("values"),
-            to["beta"],
-        )
+            ops.state, ops.patterns, ops.values, ops.beta, ops.mask, self.separation,
+            self.largest, self.log_sum, self.out, d_out, **_named(to),
+        )  # fmt: skip
         if kept is not None:
             to["state"] += _array.sum_to_shape(kept, self.ops.state.shape).astype(self.ops.dtype, copy=False)
         return to

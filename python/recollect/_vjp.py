@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-_F = TypeVar("_F", bound=Callable[..., Any])
+_F = TypeVar("_F", bound=Callable[..., tuple[Any, Callable[[Any], Any]]])
 
 # op -> rule(*args, **kwargs) -> (out, pullback)
-_rules: dict[Callable[..., Any], Callable[..., Any]] = {}
+_rules: dict[Callable[..., Any], Callable[..., tuple[Any, Callable[[Any], Any]]]] = {}
 
 
 def pullback_of(op: Callable[..., Any]) -> Callable[[_F], _F]:

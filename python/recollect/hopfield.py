@@ -47,10 +47,6 @@ class Operands(NamedTuple):
     mask: NDArray[np.bool_] | None
     dtype: np.dtype[Any]
 
-    @property
-    def arrays(self) -> tuple[NDArray[Any] | None, ...]:
-        return self[:5]
-
 
 def operands(op: str, state: Any, patterns: Any, values: Any, beta: Any, mask: Any) -> Operands:
     """Types and leading axes; all other shapes are checked by the core, whose sentence is the same in every language."""
@@ -130,7 +126,7 @@ def energy(
     op = "hopfield.energy"
     ops = operands(op, state, patterns, None, beta, mask)
     out = np.empty(rows_shape(op, ops), ops.dtype)
-    core.hopfield_energy(ops.state, ops.patterns, ops.beta, ops.mask, separation, out, None, None, None)
+    core.hopfield_energy(ops.state, ops.patterns, ops.beta, ops.mask, separation, out=out)
     return out
 
 
@@ -214,16 +210,19 @@ def retrieve(
     memory = ops.patterns if ops.values is None else ops.values
     width = memory.shape[-1] if memory.ndim >= 2 else 0
     result = _array.output(op, out, (*shape, width), ops.dtype, ops.state, ops.patterns, ops.values, ops.beta, ops.mask)
-    if not return_info:
-        core.hopfield_retrieve(*ops.arrays, separation, count, tolerance, result, *[None] * 6)
-        return result
-    info = Retrieval(
-        result, np.empty(shape, ops.dtype), np.empty(shape, ops.dtype), np.empty(shape, np.int64), np.empty(shape, np.bool_)
+    told: dict[str, NDArray[Any]] = {}
+    if return_info:
+        told = {"energy": np.empty(shape, ops.dtype), "lse": np.empty(shape, ops.dtype)}
+        told |= {"taken": np.empty(shape, np.int64), "converged": np.empty(shape, np.bool_)}
+    core.hopfield_retrieve(
+        ops.state, ops.patterns, ops.values, ops.beta, ops.mask, separation, count, tolerance, result, **told
     )
-    core.hopfield_retrieve(*ops.arrays, separation, count, tolerance, *info, None, None)
+    if not return_info:
+        return result
+    info = Retrieval(result, *told.values())
     if ops.values is None:
         # The core tells energies of the states that were compared; the state that came out needs one more look.
-        core.hopfield_energy(result, ops.patterns, ops.beta, ops.mask, separation, info.energy, info.lse, None, None)
+        core.hopfield_energy(result, ops.patterns, ops.beta, ops.mask, separation, out=info.energy, lse=info.lse)
     return info
 
 

@@ -58,7 +58,7 @@ void nearest(const In& state, const In& patterns, const In& beta, const In& mask
   hopfield::nearest(in, separation, indices_to, weights_to);
 }
 
-/// An array that is taken as it is, never converted, and one that may be None.
+/// An array that is taken as it is, never converted; one that may be None; one that need not be named.
 template <class Name>
 auto array(Name name) {
   return name.noconvert();
@@ -67,24 +67,28 @@ template <class Name>
 auto optional(Name name) {
   return name.noconvert().none();
 }
+template <class Name>
+auto extra(Name name) {
+  return name.noconvert().none() = nb::none();
+}
 
 }  // namespace
 
 void bind_hopfield(nb::module_& m) {
   m.attr("hopfield_most_steps") = hopfield::most_steps;
   m.def("hopfield_energy", &energy, array("state"_a), array("patterns"_a), array("beta"_a), optional("mask"_a), "separation"_a,
-        optional("out"_a), optional("lse"_a), optional("largest"_a), optional("log_sum"_a));
+        extra("out"_a), extra("lse"_a), extra("largest"_a), extra("log_sum"_a));
   m.def("hopfield_energy_backward", &energy_backward, array("state"_a), array("patterns"_a), array("beta"_a), optional("mask"_a),
-        "separation"_a, array("largest"_a), array("log_sum"_a), array("d_out"_a), optional("d_state"_a), optional("d_patterns"_a),
-        optional("d_beta"_a));
+        "separation"_a, array("largest"_a), array("log_sum"_a), array("d_out"_a), extra("d_state"_a), extra("d_patterns"_a),
+        extra("d_beta"_a));
   m.def("hopfield_retrieve", &retrieve, array("state"_a), array("patterns"_a), optional("values"_a), array("beta"_a),
-        optional("mask"_a), "separation"_a, "steps"_a, "tol"_a, array("out"_a), optional("energy"_a), optional("lse"_a),
-        optional("taken"_a), optional("converged"_a), optional("largest"_a), optional("log_sum"_a));
+        optional("mask"_a), "separation"_a, "steps"_a, "tol"_a, array("out"_a), extra("energy"_a), extra("lse"_a),
+        extra("taken"_a), extra("converged"_a), extra("largest"_a), extra("log_sum"_a));
   m.def("hopfield_nearest", &nearest, array("state"_a), array("patterns"_a), array("beta"_a), optional("mask"_a), "separation"_a,
         array("indices"_a), array("weights"_a));
   m.def("hopfield_retrieve_backward", &retrieve_backward, array("state"_a), array("patterns"_a), optional("values"_a),
         array("beta"_a), optional("mask"_a), "separation"_a, array("largest"_a), array("log_sum"_a), array("out"_a),
-        array("d_out"_a), optional("d_state"_a), optional("d_patterns"_a), optional("d_values"_a), optional("d_beta"_a));
+        array("d_out"_a), extra("d_state"_a), extra("d_patterns"_a), extra("d_values"_a), extra("d_beta"_a));
 }
 
 }  // namespace recollect::python

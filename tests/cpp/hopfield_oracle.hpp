@@ -3,9 +3,11 @@
 /// plain double loops over one row.
 #pragma once
 
+#include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
-#include <limits>
+#include <initializer_list>
 #include <random>
 #include <vector>
 
@@ -101,9 +103,10 @@ inline void put(void* place, dtype type, double value) {
 inline bool Tensor::overwritten() const {
   bool all = true;
   each([&](const Index&, unsigned char* place) {
-    if (array.type == dtype::boolean) all &= *place <= 1;
-    else if (array.type == dtype::int64) all &= *reinterpret_cast<index_t*>(place) != -1;
-    else all &= !std::isnan(number(place, array.type));
+    if (array.type == dtype::boolean)
+      all &= *place <= 1;
+    else
+      all &= array.type == dtype::int64 ? number(place, array.type) != -1 : !std::isnan(number(place, array.type));
   });
   return all;
 }
@@ -126,16 +129,20 @@ inline void fill_mask(const Tensor& t, unsigned seed, double share) {
   t.each([&](const Index&, unsigned char* place) { put(place, dtype::boolean, static_cast<double>(random() >> 11) * 0x1p-53 < share); });
 }
 
+inline index_t item_size(dtype type) {
+  constexpr index_t sizes[] = {4, 8, 2, 2, 1, 8};
+  return sizes[static_cast<int>(type)];
+}
+
 /// The element of an operand for a batch index and its own last axes, both broadcast from the right.
 inline double at(const ConstArray& a, const Index& batch, std::initializer_list<index_t> inner) {
-  Index full = batch;
-  full.insert(full.end(), inner);
+  const int leading = static_cast<int>(batch.size()), missing = leading + static_cast<int>(inner.size()) - a.rank;
   index_t offset = 0;
-  const int missing = static_cast<int>(full.size()) - a.rank;
-  for (int axis = 0; axis < a.rank; ++axis)
-    if (a.extents[axis] != 1) offset += full[axis + missing] * a.strides[axis];
-  const index_t size = a.type == dtype::float64 || a.type == dtype::int64 ? 8 : a.type == dtype::float32 ? 4 : a.type == dtype::boolean ? 1 : 2;
-  return number(static_cast<const unsigned char*>(a.data) + offset * size, a.type);
+  for (int axis = 0; axis < a.rank; ++axis) {
+    const int from = axis + missing;
+    if (a.extents[axis] != 1) offset += (from < leading ? batch[from] : inner.begin()[from - leading]) * a.strides[axis];
+  }
+  return number(static_cast<const unsigned char*>(a.data) + offset * item_size(a.type), a.type);
 }
 
 /// One recall in double: the memory as one row sees it, and the equations.
@@ -201,12 +208,15 @@ struct Row {
   }
 };
 
+inline Index joined(Index a, std::initializer_list<index_t> b) {
+  a.insert(a.end(), b);
+  return a;
+}
+
 /// Calls f(batch index, row) for every row of broadcast leading axes.
 template <class F>
 void each_row(const Index& batch_shape, index_t n, F&& f) {
-  Index shape = batch_shape;
-  shape.push_back(n);
-  const Tensor counter = Tensor::make<bool>(shape);
+  const Tensor counter = Tensor::make<bool>(joined(batch_shape, {n}));
   counter.each([&](const Index& index, unsigned char*) { f(Index(index.begin(), index.end() - 1), index.back()); });
 }
 

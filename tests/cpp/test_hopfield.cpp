@@ -19,11 +19,6 @@ struct Setting {
   index_t steps = 1;
 };
 
-Index joined(Index a, std::initializer_list<index_t> b) {
-  a.insert(a.end(), b);
-  return a;
-}
-
 template <class T, class Stored = T>
 struct Recall {
   Tensor state, patterns, values, beta, mask;
