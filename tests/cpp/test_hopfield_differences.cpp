@@ -25,7 +25,7 @@ void differences(const Setting& s) {
       return total;
     };
     for (int i = 0; i < 4; ++i) {
-      if (!p.has(i)) continue;
+      if (!p.has(i) || (which == energy && i == 1)) continue;  // M^2 / 2 is a constant in the gradient, by the contract
       p.operand[i].each([&](const Index& index, unsigned char* place) {
         const double value = number(place, dtype::float64), h = 1e-5;
         put(place, dtype::float64, value + h);
@@ -33,8 +33,6 @@ void differences(const Setting& s) {
         put(place, dtype::float64, value - h);
         const double below = loss();
         put(place, dtype::float64, value);
-        // M^2 / 2 is a constant in the gradient, by the contract.
-        if (which == energy && i == 1) return;
         CHECK_NEAR(at(p.gradient[i].array, index, {}), (above - below) / (2 * h), 2e-8);
       });
     }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /// parallel_for: every task once whatever happens around it; and the working memory of tasks.
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <cstring>

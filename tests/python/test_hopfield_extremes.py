@@ -264,26 +264,58 @@ def test_a_bad_pattern_of_one_head_spoils_only_that_head(rng, dtype, same_bits):
     same_bits(out[[0, 2]], plain[[0, 2]])
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("N", [5, 193, 1000])
-def test_what_no_state_may_see_can_hold_anything(rng, dtype, same_bits, bad, N):
-    """Padding need not be cleared: forward and backward are those of zeros in its place."""
+def padded(rng, dtype, N, bad):
+    """Two memories that differ only in what no state may see: zeros, or something bad."""
     q, x, v = draw(rng, dtype, 9, 16), draw(rng, dtype, N, 16), draw(rng, dtype, N, 4)
     keep = np.arange(N) % 3 != 1
+    clean, spoiled = (x.copy(), v.copy()), (x.copy(), v.copy())
+    for filling, arrays in ((0, clean), (bad, spoiled)):
+        for a in arrays:
+            a[~keep] = filling
+    return q, keep, clean, spoiled
+
+
+def nearly(a, b):
+    """Equal but for roundings: a kernel may take another path where it meets something bad."""
+    a, b = np.asarray(a), np.asarray(b)
+    finite = np.isfinite(a) & (a.dtype.kind == "f")
+    np.testing.assert_array_equal(a[~finite], b[~finite])
+    if finite.any():
+        room = 64 * acc.C_READ * acc.eps(a.dtype) * max(1.0, np.abs(a[finite]).max())
+        np.testing.assert_allclose(b[finite], a[finite], rtol=0, atol=room)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("N", [5, 193, 1000])
+@pytest.mark.parametrize("form", ["shared", "per query"])
+def test_what_no_state_may_see_can_hold_anything(rng, dtype, bad, N, form):
+    q, keep, clean, spoiled = padded(rng, dtype, N, bad)
+    mask = keep if form == "shared" else np.tile(keep, (9, 1))
     found = []
-    for filling in (0, bad):
-        x[~keep], v[~keep] = filling, filling
-        for mask in (keep, np.tile(keep, (9, 1))):
-            found.append([rc.hopfield.energy(q, x, beta=0.4, mask=mask)])
-            for more in ({"steps": 2}, {"values": v}):
-                found[-1] += rc.hopfield.retrieve(q, x, beta=0.4, mask=mask, return_info=True, **more)
-                out, pullback = rc.vjp(rc.hopfield.retrieve, q, x, beta=0.4, mask=mask, **more)
-                found[-1] += [out, *pullback(np.ones_like(out))]
-            energy, pullback = rc.vjp(rc.hopfield.energy, q, x, beta=0.4, mask=mask)
-            found[-1] += pullback(np.ones_like(energy))
-    for clean, spoiled in zip(found[:2], found[2:], strict=True):
-        for a, b in zip(clean, spoiled, strict=True):
-            same_bits(np.asarray(a) + 0, np.asarray(b) + 0)  # + 0: the sign of a zero is free
+    for x, v in (clean, spoiled):
+        found.append([rc.hopfield.energy(q, x, beta=0.4, mask=mask)])
+        for more in ({}, {"steps": 2}, {"values": v}):
+            found[-1] += rc.hopfield.retrieve(q, x, beta=0.4, mask=mask, return_info=True, **more)
+    for a, b in zip(*found, strict=True):
+        nearly(a, b)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("N", [5, 193, 1000])
+@pytest.mark.parametrize("form", ["shared", "per query"])
+def test_what_no_state_may_see_has_no_part_in_gradients(rng, dtype, bad, N, form):
+    q, keep, clean, spoiled = padded(rng, dtype, N, bad)
+    mask = keep if form == "shared" else np.tile(keep, (9, 1))
+    found = []
+    for x, v in (clean, spoiled):
+        found.append([])
+        for function, more in (
+            (rc.hopfield.retrieve, {}), (rc.hopfield.retrieve, {"steps": 2}), (rc.hopfield.retrieve, {"values": v}), (rc.hopfield.energy, {})
+        ):  # fmt: skip
+            out, pullback = rc.vjp(function, q, x, beta=0.4, mask=mask, **more)
+            found[-1] += pullback(np.ones_like(out))
+    for a, b in zip(*found, strict=True):
+        nearly(a, b)
 
 
 # -------------------------------------------------------------------------- subnormal numbers, rounding modes

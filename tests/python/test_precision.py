@@ -81,12 +81,12 @@ def test_long_sums(rng, dtype, n, N):
 
 @pytest.mark.parametrize("beta", [0.3, 1.0])
 def test_many_steps_do_not_drift(rng, dtype, beta):
-    """Where the update contracts, a hundred steps are as exact as a few."""
-    q, x = rng.standard_normal((10, 8)).astype(dtype), (rng.standard_normal((6, 8)) * 0.5).astype(dtype)
+    """Where the update contracts, hundreds of steps are as exact as a few."""
+    q, x = rng.standard_normal((10, 8)).astype(dtype), (rng.standard_normal((6, 8)) * 0.4).astype(dtype)
     wide = acc.widen(dtype, q, x)
-    fixed = ref.retrieve(*wide, beta, steps=200).state
+    fixed = ref.retrieve(*wide, beta, steps=600).state
     r = acc.response(fixed, wide[1], beta)
-    assert (r < 0.95).all(), "the setting does not contract"
+    assert (r < 0.9).all(), "the setting does not contract"
     unit = acc.read_unit(dtype, fixed, wide[1], beta) * np.sqrt(8)
-    error = np.linalg.norm((rc.hopfield.retrieve(q, x, beta=beta, steps=200) - fixed).astype(np.float64), axis=-1)
+    error = np.linalg.norm((rc.hopfield.retrieve(q, x, beta=beta, steps=600) - fixed).astype(np.float64), axis=-1)
     assert (error <= acc.C_READ * unit / (1 - r)).all()
