@@ -15,6 +15,7 @@
 
 #include "recollect/core/parallel.hpp"
 #include "recollect/ops/recall.hpp"
+#include "recollect/ops/recall_range.hpp"
 
 namespace recollect::detail {
 
@@ -46,7 +47,8 @@ class RecallBackward {
         reads_(static_cast<bool>(cotangents.d_out)),
         separate_(reads_ && problem.has_values()),
         width_(padded<T>(problem.width)),
-        value_width_(reads_ ? padded<T>(problem.value_width) : 0) {
+        value_width_(reads_ ? padded<T>(problem.value_width) : 0),
+        range_of_(problem, separate_) {
     constexpr index_t step = Registers<T>::panel_columns;
     tile_ = std::max(tile_rows<T>(std::max(problem.width, separate_ ? problem.value_width : 0)) / 2 / step * step, step);
     group_ = std::clamp<index_t>((128 << 10) / static_cast<index_t>(sizeof(T)) / std::max(width_, index_t(1)) / sub_rows * sub_rows,
@@ -60,7 +62,6 @@ class RecallBackward {
 
   void run() {
     clear_memories();
-    find_largest();
     for (index_t first = 0; first < p_.outer; first += wanted_tasks) {
       const index_t outers = std::min(wanted_tasks, p_.outer - first);
       const Buffer<T> cues(outers * group_ * width_), states(outers * group_ * width_), cotangents(outers * group_ * value_width_), rows(outers * group_ * 3),
@@ -100,30 +101,12 @@ class RecallBackward {
     if (to_.d_values) std::fill_n(to_.d_values, p_.outer * p_.patterns * p_.value_width, T(0));
   }
 
-  /// The largest numbers stored, which tell whether a product of a row can leave the range of T.
-  void find_largest() {
-    largest_stored_.assign(static_cast<std::size_t>(p_.outer), 0.0);
-    largest_value_ = largest_stored_;
-    parallel_for(p_.outer, [&](index_t o) {
-      largest_stored_[o] = largest(p_.stored_at(o), p_.patterns);
-      largest_value_[o] = separate_ ? largest(p_.values_at(o), p_.patterns) : largest_stored_[o];
-    });
-  }
-
-  static double largest(const StoredRows& rows, index_t count) {
-    T most = 0;
-    for (index_t i = 0; i < count; ++i)
-      for (index_t k = 0; k < rows.width; ++k) most = std::max(most, std::abs(stored_number<T>(rows, i, k)));
-    return static_cast<double>(most);
-  }
-
   /// Whether scores, cotangents of weights or their sums could overflow. Ordinary rows are far from it.
   bool extreme(const Group& g, index_t r) const {
-    double cue = 0, cotangent = reads_ ? 0.0 : std::abs(static_cast<double>(g.constants[3 * r + 2]));
-    for (index_t k = 0; k < p_.width; ++k) cue += std::abs(static_cast<double>(g.cues[r * width_ + k]));
-    for (index_t k = 0; reads_ && k < p_.value_width; ++k)
-      cotangent += std::abs(static_cast<double>(g.cotangents[r * value_width_ + k])) * largest_value_[g.outer];
-    const double stored = largest_stored_[g.outer], room = static_cast<double>(std::numeric_limits<T>::max()) / 16;
+    const double cue = sum_of_sizes(g.cues + r * width_, p_.width);
+    const double cotangent = reads_ ? sum_of_sizes(g.cotangents + r * value_width_, p_.value_width) * range_of_.value(g.outer)
+                                    : std::abs(static_cast<double>(g.constants[3 * r + 2]));
+    const double stored = range_of_.stored(g.outer), room = static_cast<double>(std::numeric_limits<T>::max()) / 16;
     const double sums = static_cast<double>(p_.patterns) * cotangent;
     return !(cue * stored < room && sums < room && sums * stored < room && cotangent * cue < room);
   }
@@ -215,11 +198,11 @@ class RecallBackward {
   /// One tile of patterns against all rows of the group.
   void absorb(const Group& g, index_t first, index_t count, T* partial, Workspace& w) const {
     if (most(g, 0, g.count) <= first) return;
-    const bool shared = (p_.mask || p_.bias) && shared_mask(g.outer, g.first, first, count, w.keep);
-    const copying copy = shared ? copying::always : copying::unaligned;
+    const bool some_hidden = (p_.mask || p_.bias) && hides(g, first, count, w.keep);
+    const copying copy = some_hidden ? copying::always : copying::unaligned;
     load_rows(p_.stored_at(g.outer), first, count, w.stored, copy);
     if (separate_) load_rows(p_.values_at(g.outer), first, count, w.values, copy);
-    if (shared) clear_masked(count, w);
+    if (some_hidden) clear_masked(count, w);
     turn_rows(count, w.stored);
     if (separate_) turn_rows(count, w.values);
     const Tile<T>& values = separate_ ? w.values : w.stored;
@@ -281,13 +264,17 @@ class RecallBackward {
     return limit;
   }
 
-  /// Whether a mask or bias that all rows share leaves something out of this tile; then `keep` says what it leaves.
-  bool shared_mask(index_t outer, index_t row, index_t first, index_t count, bool* keep) const {
-    const bool* mask = p_.mask && p_.shared_by_rows(p_.mask) ? p_.at(p_.mask, outer, row) + first * p_.mask.inner : nullptr;
-    const T* bias = p_.bias && p_.shared_by_rows(p_.bias) ? p_.at(p_.bias, outer, row) + first * p_.bias.inner : nullptr;
+  /// Whether no row of the group looks at some pattern of this tile; then `keep` says which are left.
+  bool hides(const Group& g, index_t first, index_t count, bool* keep) const {
+    const T* bias = p_.bias && p_.shared_by_rows(p_.bias) ? p_.at(p_.bias, g.outer, g.first) + first * p_.bias.inner : nullptr;
+    std::fill(keep, keep + count, !p_.mask);
+    for (index_t r = 0; p_.mask && r < (p_.shared_by_rows(p_.mask) ? 1 : g.count); ++r) {
+      const bool* mask = p_.at(p_.mask, g.outer, g.first + r) + first * p_.mask.inner;
+      for (index_t i = 0; i < count; ++i) keep[i] |= mask[i * p_.mask.inner];
+    }
     bool all = true;
     for (index_t i = 0; i < count; ++i) {
-      keep[i] = (!mask || mask[i * p_.mask.inner]) && (!bias || bias[i * p_.bias.inner] != -std::numeric_limits<T>::infinity());
+      if (bias && bias[i * p_.bias.inner] == -std::numeric_limits<T>::infinity()) keep[i] = false;
       all &= keep[i];
     }
     return !all;
@@ -401,7 +388,7 @@ class RecallBackward {
   const bool reads_, separate_;
   const index_t width_, value_width_;
   index_t tile_, group_, range_ = 0, ranges_ = 0;
-  std::vector<double> largest_stored_, largest_value_;
+  const MemoryRange<T> range_of_;
 };
 
 }  // namespace recollect::detail

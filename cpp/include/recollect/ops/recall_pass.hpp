@@ -132,6 +132,7 @@ class RecallPass {
   struct Workspace {
     mutable Tile<T> stored, values;
     T *scores, *norms, *bias, *shrink;
+    bool* seen;
     mutable bool hides = false;  // whether `bias` leaves out a pattern of the tile
 
     Workspace(const RecallPass& pass, Scratch& scratch) {
@@ -142,13 +143,14 @@ class RecallPass {
       scores = scratch.take<T>(sub_rows * pass.tile_);
       norms = scratch.take<T>(pass.tile_);
       bias = scratch.take<T>(pass.tile_);
+      seen = scratch.take<bool>(pass.tile_);
       shrink = scratch.take<T>(sub_rows);
     }
   };
 
   /// Adds the patterns [first, first + count) to what the rows have gathered.
   void absorb(index_t outer, const Cues<T>& cues, index_t first, index_t count, const Partial<T>& into, const Workspace& work) const {
-    const index_t admissible = share_bias(cues, first, count, work.bias);
+    const index_t admissible = share_bias(cues, first, count, work);
     if (admissible == 0) return;
     const bool some_masked = work.hides = admissible < count, few = cues.rows <= sub_rows;
     const copying copy = some_masked ? copying::always : few ? copying::avoided : copying::unaligned;
@@ -186,23 +188,28 @@ class RecallPass {
     }
   }
 
-  /// What all rows add to the scores of a tile: the bias they share, and -inf where the mask they share hides a pattern. Returns how many
-  /// patterns it leaves.
-  static index_t share_bias(const Cues<T>& cues, index_t first, index_t count, T* bias) {
-    const bool* mask = cues.mask && cues.shared_mask ? cues.mask[0] + first * cues.mask_stride : nullptr;
+  /// What all rows add to the scores of a tile: the bias they share, and -inf where every one of them may not look. Returns how many
+  /// patterns that leaves.
+  static index_t share_bias(const Cues<T>& cues, index_t first, index_t count, const Workspace& work) {
+    if (!cues.mask && !(cues.bias && cues.shared_bias)) return count;
     const T* shared = cues.bias && cues.shared_bias ? cues.bias[0] + first * cues.bias_stride : nullptr;
-    if (!mask && !shared) return count;
+    bool* seen = work.seen;
+    std::fill(seen, seen + count, !cues.mask);
+    for (index_t r = 0; cues.mask && r < (cues.shared_mask ? 1 : cues.rows); ++r) {
+      const bool* mask = cues.mask[r] + first * cues.mask_stride;
+      for (index_t i = 0; i < count; ++i) seen[i] |= mask[i * cues.mask_stride];
+    }
     index_t admissible = 0;
     for (index_t i = 0; i < count; ++i) {
-      bias[i] = shared ? shared[i * cues.bias_stride] * static_cast<T>(log2_e) : T(0);
-      if (mask && !mask[i * cues.mask_stride]) bias[i] = -std::numeric_limits<T>::infinity();
-      admissible += bias[i] != -std::numeric_limits<T>::infinity();
+      const T own = shared ? shared[i * cues.bias_stride] * static_cast<T>(log2_e) : T(0);
+      work.bias[i] = seen[i] ? own : -std::numeric_limits<T>::infinity();
+      admissible += work.bias[i] != -std::numeric_limits<T>::infinity();
     }
-    std::fill(bias + count, bias + padded<T>(count), T(0));
+    std::fill(work.bias + count, work.bias + padded<T>(count), T(0));
     return admissible;
   }
 
-  /// What every row leaves out may hold anything, NaN too: it is made zero, since 0 * NaN would reach the sums.
+  /// What no row looks at may hold anything, NaN too: it is made zero, since 0 * NaN would reach the sums.
   void clear_masked(index_t count, const Workspace& work) const {
     for (index_t i = 0; i < count; ++i) {
       if (work.bias[i] != -std::numeric_limits<T>::infinity()) continue;
