@@ -35,7 +35,7 @@ def vjp(op: Callable[..., Any], /, *args: Any, **kwargs: Any) -> tuple[Any, Call
     Parameters
     ----------
     op : function
-        `recollect.hopfield.energy` or `recollect.hopfield.retrieve`.
+        `recollect.hopfield.energy`, `recollect.hopfield.retrieve` or `recollect.attention.attend`.
     *args, **kwargs
         Its arguments; arrays by position or by keyword.
 

@@ -46,4 +46,18 @@ To convert(const From& from) {
 inline ConstArray input(const In& array) { return convert<ConstArray>(array); }
 inline Array output(const Out& array) { return convert<Array>(array); }
 
+/// An array that is taken as it is, never converted; one that may be None; one that need not be named.
+template <class Name>
+auto array(Name name) {
+  return name.noconvert();
+}
+template <class Name>
+auto optional(Name name) {
+  return name.noconvert().none();
+}
+template <class Name>
+auto extra(Name name) {
+  return name.noconvert().none() = nb::none();
+}
+
 }  // namespace recollect::python

@@ -58,20 +58,6 @@ void nearest(const In& state, const In& patterns, const In& beta, const In& mask
   hopfield::nearest(in, separation, indices_to, weights_to);
 }
 
-/// An array that is taken as it is, never converted; one that may be None; one that need not be named.
-template <class Name>
-auto array(Name name) {
-  return name.noconvert();
-}
-template <class Name>
-auto optional(Name name) {
-  return name.noconvert().none();
-}
-template <class Name>
-auto extra(Name name) {
-  return name.noconvert().none() = nb::none();
-}
-
 }  // namespace
 
 void bind_hopfield(nb::module_& m) {

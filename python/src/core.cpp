@@ -12,6 +12,7 @@
 namespace nb = nanobind;
 
 namespace recollect::python {
+void bind_attention(nb::module_& m);
 void bind_hopfield(nb::module_& m);
 }
 
@@ -50,4 +51,5 @@ NB_MODULE(RECOLLECT_MODULE, m) {
   m.def("get_num_threads", &recollect::get_num_threads);
   m.def("set_num_threads", &recollect::set_num_threads, nb::arg("n"));
   recollect::python::bind_hopfield(m);
+  recollect::python::bind_attention(m);
 }

@@ -21,3 +21,5 @@
 // The ops: first what each promises, then how it is done.
 #include "recollect/spec/hopfield.hpp"  // energy and retrieval: equations, operands, shapes
 #include "recollect/ops/hopfield.hpp"   // hopfield::energy, hopfield::retrieve and their gradients
+#include "recollect/spec/attention.hpp"  // attention: equation, operands, shapes
+#include "recollect/ops/attention.hpp"   // attention::attend and its gradient

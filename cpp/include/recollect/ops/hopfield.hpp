@@ -3,6 +3,7 @@
 #pragma once
 
 #include "recollect/ops/recall.hpp"
+#include "recollect/ops/recall_checks.hpp"
 #include "recollect/ops/recall_gradients.hpp"
 #include "recollect/spec/hopfield.hpp"
 
@@ -14,97 +15,44 @@ using namespace recollect::detail;
 
 /// Checks everything that is wrong about the operands themselves and returns their shapes.
 inline Shapes check(std::string_view op, const operands& in) {
-  const ConstArray* arrays[] = {&in.state, &in.patterns, &in.values, &in.beta, &in.mask};
-  constexpr bool needed[] = {true, true, false, true, false};
-  for (int i = 0; i < 5; ++i) {
-    const char* argument = operand_shapes[i].name;
-    const dtype type = arrays[i]->type;
-    if (needed[i] && type == dtype::none) fail(status::value, op, ": ", argument, " is missing");
-    if (i == 0 && type != dtype::float32 && type != dtype::float64)
-      fail(status::type, op, ": ", argument, " has dtype ", name(type), "; expected float32 or float64");
-    if ((i == 1 || i == 2) && type != dtype::none && type != in.state.type &&
-        (in.state.type == dtype::float64 || (type != dtype::float16 && type != dtype::bfloat16)))
-      fail(status::type, op, ": ", argument, " has dtype ", name(type), "; expected ", name(in.state.type), " as state",
-           in.state.type == dtype::float32 ? ", or float16 or bfloat16" : "");
-    if (i == 3 && type != dtype::float64) fail(status::type, op, ": beta has dtype ", name(type), "; expected float64");
-    if (i == 4 && type != dtype::none && type != dtype::boolean)
-      fail(status::type, op, ": mask has dtype ", name(type), "; expected bool, true where a state may attend to a pattern");
-  }
+  check_recall_types(op, {"state", "patterns", "values", "beta", "mask"}, in.state, in.patterns, in.values, in.beta, in.mask);
   const ConstArray list[] = {in.state, in.patterns, in.values, in.beta, in.mask};
   return Shapes(op, operand_shapes, list);
-}
-
-inline void check_beta(std::string_view op, const ConstArray& beta) {
-  Axes axes;
-  Strides strides{};
-  for (int axis = 0; axis < beta.rank; ++axis) {
-    axes.add(beta.extents[axis]);
-    strides[axis] = beta.strides[axis];
-  }
-  for (index_t i = 0; i < axes.count(); ++i) {
-    const double value = static_cast<const double*>(beta.data)[axes.offset(i, strides)];
-    if (!(value > 0 && value <= std::numeric_limits<double>::max()))
-      fail(status::value, op, ": beta is ", value, "; expected a positive finite number");
-  }
-}
-
-/// An output that was given has exactly the leading axes of the operands, broadcast, and then `inner`.
-inline void check_output(std::string_view op, const char* argument, const Array& out, dtype type, const Shapes& shapes,
-                         std::initializer_list<index_t> inner) {
-  if (!out.given()) return;
-  Array wanted;
-  for (int axis = 0; axis < shapes.batch_rank(); ++axis) wanted.extents[wanted.rank++] = shapes.batch_extent(axis);
-  for (index_t extent : inner) wanted.extents[wanted.rank++] = extent;
-  if (out.rank != wanted.rank || !std::equal(out.extents.begin(), out.extents.begin() + out.rank, wanted.extents.begin()))
-    fail(status::value, op, ": ", argument, " has shape ", out.shape_text(), "; expected ", wanted.shape_text());
-  if (out.type != type) fail(status::type, op, ": ", argument, " has dtype ", name(out.type), "; expected ", name(type));
 }
 
 template <class F>
 void with_problem(const operands& in, const Shapes& shapes, std::string_view op, std::string_view separation, F&& f) {
   visit_by_name(separations{}, op, "separation", separation, [&]<class Separation>() {
     visit_arithmetic(in.state.type, [&]<class T>() {
-      f.template operator()<T, Separation>(make_problem<T>(shapes, {in.state, in.patterns, in.values, in.beta, in.mask}));
+      const ConstArray arrays[] = {in.state, in.patterns, in.values, in.beta, in.mask};
+      f.template operator()<T, Separation>(make_problem<T>(shapes, arrays, 'N'));
     });
   });
 }
 
 /// Gradients have the shapes of their operands; what is not wanted is left out.
 inline Shapes check_gradients(std::string_view op, const operands& in, const gradients& d_in) {
-  const ConstArray* given[] = {&in.state, &in.patterns, &in.values, &in.beta};
-  const Array* wanted[] = {&d_in.state, &d_in.patterns, &d_in.values, &d_in.beta};
-  for (int i = 0; i < 4; ++i) {
-    if (!wanted[i]->given()) continue;
-    const char* argument = gradient_shapes[i + 5].name;
-    if (!std::equal(wanted[i]->extents.begin(), wanted[i]->extents.begin() + wanted[i]->rank, given[i]->extents.begin()) ||
-        wanted[i]->rank != given[i]->rank)
-      fail(status::value, op, ": ", argument, " has shape ", wanted[i]->shape_text(), "; expected ", given[i]->shape_text());
-    const dtype type = i == 3 ? dtype::float64 : in.state.type;
-    if (wanted[i]->type != type) fail(status::type, op, ": ", argument, " has dtype ", name(wanted[i]->type), "; expected ", name(type));
-  }
+  check_gradient(op, "d_state", d_in.state, in.state, in.state.type);
+  check_gradient(op, "d_patterns", d_in.patterns, in.patterns, in.state.type);
+  check_gradient(op, "d_values", d_in.values, in.values, in.state.type);
+  check_gradient(op, "d_beta", d_in.beta, in.beta, dtype::float64);
   const ConstArray list[] = {in.state, in.patterns, in.values, in.beta, in.mask, d_in.state, d_in.patterns, d_in.values, d_in.beta};
   return Shapes(op, gradient_shapes, list);
 }
 
-/// An input that, like an output, has exactly the leading axes of the operands, broadcast.
-inline Array as_output(const ConstArray& array) {
-  Array same;
-  same.data = const_cast<void*>(array.data);
-  same.type = array.type;
-  same.rank = array.rank;
-  same.extents = array.extents;
-  same.strides = array.strides;
-  return same;
-}
-
-/// Checks the outputs and says where their rows lie.
+/// Where the rows of the outputs lie.
 template <class T>
 RecallResults<T> place_results(const RecallProblem<T>& p, const Shapes& shapes, const results& out) {
   const int batch = shapes.batch_rank();
-  return {p.fold.template place_output<T>(out.state, batch),         p.fold.template place_output<T>(out.energy, batch),
-          p.fold.template place_output<T>(out.lse, batch),           p.fold.template place_output<T>(out.saved.largest, batch),
-          p.fold.template place_output<T>(out.saved.log_sum, batch), p.fold.template place_output<index_t>(out.steps, batch),
-          p.fold.template place_output<bool>(out.converged, batch),  {}, {}, 0};
+  RecallResults<T> to;
+  to.out = p.fold.template place_output<T>(out.state, batch);
+  to.energy = p.fold.template place_output<T>(out.energy, batch);
+  to.lse = p.fold.template place_output<T>(out.lse, batch);
+  to.largest = p.fold.template place_output<T>(out.saved.largest, batch);
+  to.log_sum = p.fold.template place_output<T>(out.saved.log_sum, batch);
+  to.steps = p.fold.template place_output<index_t>(out.steps, batch);
+  to.converged = p.fold.template place_output<bool>(out.converged, batch);
+  return to;
 }
 
 inline void check_results(std::string_view op, const operands& in, const Shapes& shapes, const results& out) {
@@ -133,7 +81,10 @@ inline void backward(std::string_view op, const operands& in, std::string_view s
     };
     RecallCotangents<T> cotangents{{}, place(out), {}, place(kept.largest), place(kept.log_sum)};
     (out.given() ? cotangents.d_out : cotangents.d_energy) = place(d_out);
-    run_backward<T, Separation>(problem, cotangents, shapes, {d_in.state, d_in.patterns, d_in.values, d_in.beta});
+    enum { d_state = 5, d_patterns, d_values, d_beta };
+    run_backward<T, Separation>(problem, cotangents,
+                                {{d_in.state, shapes[d_state]}, {d_in.patterns, shapes[d_patterns]}, {d_in.values, shapes[d_values]},
+                                 {d_in.beta, shapes[d_beta]}, {}, {}});
   });
 }
 
@@ -143,7 +94,7 @@ inline void backward(std::string_view op, const operands& in, std::string_view s
 inline void energy(const operands& in, std::string_view separation, const results& out) {
   constexpr std::string_view op = "hopfield.energy";
   const Shapes shapes = detail::check(op, in);
-  detail::check_beta(op, in.beta);
+  detail::check_numbers(op, "beta", in.beta, [](double b) { return b > 0 && std::isfinite(b); }, "a positive finite number");
   detail::check_results(op, in, shapes, out);
   detail::with_problem(in, shapes, op, separation, [&]<class T, class Separation>(const detail::RecallProblem<T>& problem) {
     const auto results = detail::place_results(problem, shapes, out);
@@ -161,7 +112,7 @@ inline void energy_backward(const operands& in, std::string_view separation, con
 inline void retrieve(const operands& in, const parameters& p, const results& out) {
   constexpr std::string_view op = "hopfield.retrieve";
   const Shapes shapes = detail::check(op, in);
-  detail::check_beta(op, in.beta);
+  detail::check_numbers(op, "beta", in.beta, [](double b) { return b > 0 && std::isfinite(b); }, "a positive finite number");
   if (p.steps < 1) fail(status::value, op, ": steps is ", p.steps, "; expected at least 1");
   detail::check_results(op, in, shapes, out);
   detail::with_problem(in, shapes, op, p.separation, [&]<class T, class Separation>(const detail::RecallProblem<T>& problem) {
@@ -176,7 +127,7 @@ inline void retrieve(const operands& in, const parameters& p, const results& out
 inline void nearest(const operands& in, std::string_view separation, const Array& indices, const Array& weights) {
   constexpr std::string_view op = "hopfield.nearest";
   const Shapes shapes = detail::check(op, in);
-  detail::check_beta(op, in.beta);
+  detail::check_numbers(op, "beta", in.beta, [](double b) { return b > 0 && std::isfinite(b); }, "a positive finite number");
   const index_t n = shapes.extent('n'), k = indices.rank > 0 ? indices.extents[indices.rank - 1] : 0;
   if (k < 1 || k > shapes.extent('N')) fail(status::value, op, ": k is ", k, "; expected a number from 1 to N=", shapes.extent('N'));
   detail::check_output(op, "indices", indices, dtype::int64, shapes, {n, k});

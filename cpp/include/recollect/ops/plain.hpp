@@ -33,8 +33,14 @@ struct PlainMemory {
   index_t patterns = 0;
   const bool* mask = nullptr;
   index_t mask_stride = 0;
+  index_t limit = 0;
+  const T* bias = nullptr;
+  index_t bias_stride = 0;
+  const double* sink = nullptr;
 
-  bool admits(index_t i) const { return !mask || mask[i * mask_stride]; }
+  bool admits(index_t i) const {
+    return i < limit && (!mask || mask[i * mask_stride]) && (!bias || bias[i * bias_stride] != -std::numeric_limits<T>::infinity());
+  }
 };
 
 template <class T>
@@ -55,10 +61,12 @@ struct PlainRow {
         product += static_cast<W>(state[k]) * x;
         square += x * x;
       }
-      weight[i] = static_cast<W>(beta) * product;
+      weight[i] = static_cast<W>(beta) * product + (memory.bias ? static_cast<W>(memory.bias[i * memory.bias_stride]) : W(0));
       if (!(weight[i] <= largest)) largest = weight[i];  // NaN is taken over, not passed over
       norm = std::max(norm, square);
     }
+    if (memory.sink) largest = std::max(largest, static_cast<W>(*memory.sink));
+    if (memory.sink) sum = std::exp(static_cast<W>(*memory.sink) - largest);
     for (index_t i = 0; i < memory.patterns; ++i) {
       weight[i] = memory.admits(i) ? std::exp(weight[i] - largest) : W(0);
       sum += weight[i];
@@ -80,7 +88,7 @@ struct PlainRow {
   /// Gradients of one row; see RecallBackward. `cotangent` is that of the read, or null and `d_lse` that of lse. Adds to those of the
   /// memory, writes d_state and returns d_beta; any of them may be null.
   W backward(const PlainMemory<T>& memory, const T* state, double beta, const T* cotangent, W d_lse, T* d_state, T* d_stored,
-             T* d_values) const {
+             T* d_values, T* d_bias, index_t d_bias_stride, double* d_sink) const {
     std::vector<W> d_weight(weight.size(), W(0)), total(static_cast<std::size_t>(memory.stored.width), W(0));
     W mean = 0, d_beta = 0;
     for (index_t i = 0; cotangent && i < memory.patterns; ++i) {
@@ -98,10 +106,12 @@ struct PlainRow {
         d_beta += d_score * x * q;
         if (d_stored) d_stored[i * memory.stored.width + k] += static_cast<T>(d_score * static_cast<W>(beta) * q);
       }
+      if (d_bias) d_bias[i * d_bias_stride] += static_cast<T>(d_score);
       for (index_t k = 0; cotangent && d_values && k < memory.values.width; ++k)
         d_values[i * memory.values.width + k] += static_cast<T>(weight[i] * static_cast<W>(cotangent[k]));
     }
     for (index_t k = 0; d_state && k < memory.stored.width; ++k) d_state[k] = static_cast<T>(static_cast<W>(beta) * total[k]);
+    if (d_sink) *d_sink = static_cast<double>(-std::exp(static_cast<W>(*memory.sink) - log_sum) * mean);
     return d_beta;
   }
 };

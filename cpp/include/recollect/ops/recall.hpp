@@ -16,7 +16,8 @@ namespace recollect::detail {
 /// Where results go; places not wanted stay empty.
 template <class T>
 struct RecallResults {
-  Placed<T> out, energy, lse, largest, log_sum;
+  Placed<T> out, energy, lse, largest, log_sum;  // lse over beta, as energies need it
+  Placed<T> log_total;                          // and as it is
   Placed<index_t> steps;
   Placed<bool> converged;
   Placed<index_t> nearest;  // (..., n, k)
@@ -64,7 +65,8 @@ class Recall {
     if (problem_.rows == 0 || problem_.outer == 0) return;
     const index_t blocks = (problem_.rows + block_rows_ - 1) / block_rows_, total = blocks * problem_.outer;
     if (total >= wanted_tasks || update_.segments() <= 1)
-      parallel_for(total, [&](index_t task) { whole_block(task / blocks, task % blocks); });
+      // Later rows first: under a causal limit they see more, and what takes longest should not come last.
+      parallel_for(total, [&](index_t task) { whole_block(task / blocks, blocks - 1 - task % blocks); });
     else
       split_blocks(blocks, total);
   }
@@ -83,9 +85,11 @@ class Recall {
     index_t outer, first, count, moving;
     T *state, *cues;  // (count, width); (moving, padded width)
     double* beta;
-    index_t *active, *steps;  // which rows still move; softmaxes so far
+    index_t *active, *steps, *limit;  // which rows still move; softmaxes so far; how many patterns are seen at most
     bool* converged;
     const bool **mask, **active_mask;
+    const T **bias, **active_bias;
+    index_t* active_limit;
 
     template <class Take>
     Block(const Recall& recall, index_t o, index_t b, Take&& take) : outer(o), first(b * recall.block_rows_) {
@@ -99,11 +103,17 @@ class Recall {
       converged = take.template operator()<bool>(count);
       mask = take.template operator()<const bool*>(count);
       active_mask = take.template operator()<const bool*>(count);
+      bias = take.template operator()<const T*>(count);
+      active_bias = take.template operator()<const T*>(count);
+      limit = take.template operator()<index_t>(count);
+      active_limit = take.template operator()<index_t>(count);
       for (index_t r = 0; r < count; ++r) {
         const T* from = p.at(p.state, o, first + r);
         for (index_t k = 0; k < p.width; ++k) state[r * p.width + k] = from[k * p.state.inner];
         beta[r] = *p.at(p.beta, o, first + r);
         mask[r] = p.mask ? p.at(p.mask, o, first + r) : nullptr;
+        bias[r] = p.bias ? p.at(p.bias, o, first + r) : nullptr;
+        limit[r] = p.limit(first + r);
         steps[r] = 0;
         converged[r] = false;
       }
@@ -125,11 +135,12 @@ class Recall {
       for (index_t k = 0; k < width; ++k) block.cues[a * stride + k] = scale * block.state[r * width + k];
       std::fill(block.cues + a * stride + width, block.cues + (a + 1) * stride, T(0));
       block.active_mask[a] = block.mask[r];
+      block.active_bias[a] = block.bias[r];
+      block.active_limit[a] = block.limit[r];
     }
-    bool shared = problem_.mask.data != nullptr;
-    for (int axis = 0; axis < problem_.fold.rows.rank; ++axis)
-      shared &= problem_.mask.row[axis] == 0 || problem_.fold.rows.extents[axis] == 1;
-    return {block.cues, problem_.mask ? block.active_mask : nullptr, problem_.mask.inner, shared, block.moving};
+    const RecallProblem<T>& p = problem_;
+    return {block.cues,     block.moving, block.active_limit,        p.mask ? block.active_mask : nullptr, p.bias ? block.active_bias : nullptr,
+            p.mask.inner, p.bias.inner, p.shared_by_rows(p.mask), p.shared_by_rows(p.bias)};
   }
 
   /// An update of the state: keeps what moved, lets rest what did not.
@@ -168,7 +179,7 @@ class Recall {
   /// The weighted mean of a row, with the plain definition as the refuge when the fast sums have left the range of T.
   void finish_read(const Block& block, index_t r, index_t a, const Partial<T>& partial, const StoredRows& values, T* out) const {
     const auto& softmax = partial.softmax[a];
-    const bool none = problem_.mask ? partial.admissible[a] == 0 : problem_.patterns == 0;
+    const bool none = sees_nothing(partial, a);
     T check = 0;
     for (index_t k = 0; k < values.width; ++k) {
       out[k] = none ? T(0) : partial.read[a * partial.width + k] / softmax.sum;
@@ -181,8 +192,25 @@ class Recall {
     }
   }
 
+  /// With a bias, scores of -inf are meant; without one they are an overflow, which the plain definition sorts out.
+  bool sees_nothing(const Partial<T>& partial, index_t a) const {
+    return partial.admissible[a] == 0 || (problem_.bias && partial.softmax[a].sum == T(0));
+  }
+
   PlainMemory<T> plain_memory(const Block& block, index_t r, const StoredRows& values) const {
-    return {problem_.stored_at(block.outer), values, problem_.patterns, block.mask[r], problem_.mask.inner};
+    return {problem_.stored_at(block.outer), values, problem_.patterns, block.mask[r], problem_.mask.inner, block.limit[r],
+            block.bias[r], problem_.bias.inner, problem_.sink ? problem_.at(problem_.sink, block.outer, block.first + r) : nullptr};
+  }
+
+  /// The sink joins last: it adds to the sum and reads nothing.
+  void add_sinks(const Block& block, const Partial<T>& partial) const {
+    if (!problem_.sink) return;
+    for (index_t a = 0; a < block.moving; ++a) {
+      const T sink = static_cast<T>(*problem_.at(problem_.sink, block.outer, block.first + block.active[a]) * log2_e);
+      const T shrink = partial.softmax[a].raise(sink);
+      if (sink != -std::numeric_limits<T>::infinity()) partial.softmax[a].sum += std::exp2(sink - partial.softmax[a].largest);
+      for (index_t k = 0; k < partial.width; ++k) partial.read[a * partial.width + k] *= shrink;
+    }
   }
 
   /// What is told of the state that was compared; energies in wider arithmetic: they are differences of large numbers.
@@ -192,24 +220,26 @@ class Recall {
     if (results_.log_sum)
       *problem_.at(results_.log_sum, block.outer, row) = static_cast<T>(std::log2(static_cast<double>(partial.softmax[a].sum)));
     if (results_.nearest) tell_nearest(block, r, a, partial);
-    if (!results_.energy && !results_.lse) return;
+    if (!results_.energy && !results_.lse && !results_.log_total) return;
     const double beta = block.beta[r];
-    const index_t admissible = problem_.mask ? partial.admissible[a] : problem_.patterns, width = problem_.width;
+    const bool none = sees_nothing(partial, a) && !problem_.sink;
+    const index_t width = problem_.width;
     const T* state = block.state + r * width;
     using W = wider<T>;
     W log_sum = static_cast<W>(partial.softmax[a].log_sum() * ln_2), norm = static_cast<W>(partial.norm[a]);
-    if (admissible > 0 && !(std::abs(log_sum) + norm <= static_cast<W>(std::numeric_limits<T>::max()))) {
+    if (!none && !(std::abs(log_sum) + norm <= static_cast<W>(std::numeric_limits<T>::max()))) {
       const PlainRow<T> plain(state, beta, plain_memory(block, r, {}));
       log_sum = plain.log_sum;
       norm = plain.norm;
     }
     const W lse = log_sum / static_cast<W>(beta);
-    if (results_.lse) *problem_.at(results_.lse, block.outer, row) = static_cast<T>(admissible ? lse : -INFINITY);
+    if (results_.lse) *problem_.at(results_.lse, block.outer, row) = static_cast<T>(none ? -INFINITY : lse);
+    if (results_.log_total) *problem_.at(results_.log_total, block.outer, row) = static_cast<T>(none ? -INFINITY : log_sum);
     if (!results_.energy) return;
     W square = 0;
     for (index_t k = 0; k < width; ++k) square += static_cast<W>(state[k]) * static_cast<W>(state[k]);
-    const W energy = -lse + square / 2 + std::log(static_cast<W>(admissible)) / static_cast<W>(beta) + norm / 2;
-    *problem_.at(results_.energy, block.outer, row) = static_cast<T>(admissible ? energy : INFINITY);
+    const W energy = -lse + square / 2 + std::log(static_cast<W>(partial.admissible[a])) / static_cast<W>(beta) + norm / 2;
+    *problem_.at(results_.energy, block.outer, row) = static_cast<T>(none ? INFINITY : energy);
   }
 
   /// The patterns with the largest weights, falling.
@@ -217,7 +247,7 @@ class Recall {
     const math::TopK<T> best = partial.best(a);
     const auto& softmax = partial.softmax[a];
     const bool in_range = softmax.sum > 0 && softmax.sum <= std::numeric_limits<T>::max();
-    const bool none = problem_.mask ? partial.admissible[a] == 0 : problem_.patterns == 0;
+    const bool none = sees_nothing(partial, a);
     std::vector<T> weight(static_cast<std::size_t>(best.k));
     if (in_range || none) {
       for (index_t i = 0; i < best.k; ++i)
@@ -271,6 +301,7 @@ class Recall {
     const auto pass = [&](const RecallPass<T, Separation>& p) {
       const Partial<T> narrow = p.fit(partial);
       p.gather(outer, prepare(block), 0, p.segments(), narrow);
+      add_sinks(block, narrow);
       return narrow;
     };
     for (index_t step = 0; step < steps_.updates && block.moving > 0; ++step) update_state(block, pass(update_));
@@ -308,7 +339,10 @@ class Recall {
         if (block.moving > 0 && first < last) p.gather(block.outer, cues[task / runs], first, last, parts[task]);
       });
       const index_t filled = (p.segments() + run - 1) / run;
-      parallel_for(total, [&](index_t b) { merge_runs(&parts[b * runs], filled, state[b].moving); });
+      parallel_for(total, [&](index_t b) {
+        merge_runs(&parts[b * runs], filled, state[b].moving);
+        add_sinks(state[b], parts[b * runs]);
+      });
     };
     for (index_t step = 0; step < steps_.updates; ++step) {
       if (std::all_of(state.begin(), state.end(), [](const Block& b) { return b.moving == 0; })) break;

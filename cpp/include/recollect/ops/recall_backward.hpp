@@ -15,6 +15,7 @@
 
 #include "recollect/core/parallel.hpp"
 #include "recollect/ops/recall.hpp"
+#include "recollect/ops/recall_range.hpp"
 
 namespace recollect::detail {
 
@@ -31,7 +32,9 @@ template <class T>
 struct RecallGradients {
   Placed<T> d_state;
   T *d_stored = nullptr, *d_values = nullptr;
-  double* d_beta = nullptr;  // (outer, rows): the sum over what beta was broadcast to is the caller's
+  // (outer, rows): the sum over what these were broadcast to is the caller's
+  double *d_beta = nullptr, *d_sink = nullptr;
+  Placed<T> d_bias;  // zeros to begin with, and added to
 };
 
 template <class T, class Separation>
@@ -44,7 +47,8 @@ class RecallBackward {
         reads_(static_cast<bool>(cotangents.d_out)),
         separate_(reads_ && problem.has_values()),
         width_(padded<T>(problem.width)),
-        value_width_(reads_ ? padded<T>(problem.value_width) : 0) {
+        value_width_(reads_ ? padded<T>(problem.value_width) : 0),
+        range_of_(problem, separate_) {
     constexpr index_t step = Registers<T>::panel_columns;
     tile_ = std::max(tile_rows<T>(std::max(problem.width, separate_ ? problem.value_width : 0)) / 2 / step * step, step);
     group_ = std::clamp<index_t>((128 << 10) / static_cast<index_t>(sizeof(T)) / std::max(width_, index_t(1)) / sub_rows * sub_rows,
@@ -58,7 +62,6 @@ class RecallBackward {
 
   void run() {
     clear_memories();
-    find_largest();
     for (index_t first = 0; first < p_.outer; first += wanted_tasks) {
       const index_t outers = std::min(wanted_tasks, p_.outer - first);
       const Buffer<T> cues(outers * group_ * width_), states(outers * group_ * width_), cotangents(outers * group_ * value_width_), rows(outers * group_ * 3),
@@ -73,7 +76,7 @@ class RecallBackward {
                        extreme.data() + o * group_};
         };
         parallel_for(outers, [&](index_t o) { prepare(group_at(o)); });
-        parallel_for(outers * ranges_, [&](index_t task) { work(group_at(task / ranges_), task % ranges_); });
+        work_all(outers, group_at);
         parallel_for(outers, [&](index_t o) { finish(group_at(o)); });
         for (index_t o = 0; o < outers; ++o) finish_extreme(group_at(o));
       }
@@ -98,30 +101,12 @@ class RecallBackward {
     if (to_.d_values) std::fill_n(to_.d_values, p_.outer * p_.patterns * p_.value_width, T(0));
   }
 
-  /// The largest numbers stored, which tell whether a product of a row can leave the range of T.
-  void find_largest() {
-    largest_stored_.assign(static_cast<std::size_t>(p_.outer), 0.0);
-    largest_value_ = largest_stored_;
-    parallel_for(p_.outer, [&](index_t o) {
-      largest_stored_[o] = largest(p_.stored_at(o), p_.patterns);
-      largest_value_[o] = separate_ ? largest(p_.values_at(o), p_.patterns) : largest_stored_[o];
-    });
-  }
-
-  static double largest(const StoredRows& rows, index_t count) {
-    T most = 0;
-    for (index_t i = 0; i < count; ++i)
-      for (index_t k = 0; k < rows.width; ++k) most = std::max(most, std::abs(stored_number<T>(rows, i, k)));
-    return static_cast<double>(most);
-  }
-
   /// Whether scores, cotangents of weights or their sums could overflow. Ordinary rows are far from it.
   bool extreme(const Group& g, index_t r) const {
-    double cue = 0, cotangent = reads_ ? 0.0 : std::abs(static_cast<double>(g.constants[3 * r + 2]));
-    for (index_t k = 0; k < p_.width; ++k) cue += std::abs(static_cast<double>(g.cues[r * width_ + k]));
-    for (index_t k = 0; reads_ && k < p_.value_width; ++k)
-      cotangent += std::abs(static_cast<double>(g.cotangents[r * value_width_ + k])) * largest_value_[g.outer];
-    const double stored = largest_stored_[g.outer], room = static_cast<double>(std::numeric_limits<T>::max()) / 16;
+    const double cue = sum_of_sizes(g.cues + r * width_, p_.width);
+    const double cotangent = reads_ ? sum_of_sizes(g.cotangents + r * value_width_, p_.value_width) * range_of_.value(g.outer)
+                                    : std::abs(static_cast<double>(g.constants[3 * r + 2]));
+    const double stored = range_of_.stored(g.outer), room = static_cast<double>(std::numeric_limits<T>::max()) / 16;
     const double sums = static_cast<double>(p_.patterns) * cotangent;
     return !(cue * stored < room && sums < room && sums * stored < room && cotangent * cue < room);
   }
@@ -171,6 +156,20 @@ class RecallBackward {
     }
   }
 
+  /// Every (outer entry, range) is a task, unless tasks would meet in one place of a bias's gradient.
+  template <class GroupAt>
+  void work_all(index_t outers, const GroupAt& group_at) const {
+    const bool ranges_meet = to_.d_bias && to_.d_bias.inner == 0 && p_.patterns > 1;
+    const bool outers_meet = to_.d_bias && !covers(p_.fold.outer, to_.d_bias.outer);
+    if (!ranges_meet && !outers_meet)
+      return parallel_for(outers * ranges_, [&](index_t task) { work(group_at(task % outers), task / outers); });
+    const auto whole_range = [&](index_t range) {
+      for (index_t o = 0; o < outers; ++o) work(group_at(o), range);
+    };
+    if (!ranges_meet) return parallel_for(ranges_, whole_range);
+    for (index_t range = 0; range < ranges_; ++range) whole_range(range);
+  }
+
   struct Workspace {
     Tile<T> stored, values;
     T *weights, *d_scores, *d_stored, *d_values;
@@ -198,11 +197,12 @@ class RecallBackward {
 
   /// One tile of patterns against all rows of the group.
   void absorb(const Group& g, index_t first, index_t count, T* partial, Workspace& w) const {
-    const bool shared = p_.mask && shared_mask(g.outer, g.first, first, count, w.keep);
-    const copying copy = shared ? copying::always : copying::unaligned;
+    if (most(g, 0, g.count) <= first) return;
+    const bool some_hidden = (p_.mask || p_.bias) && hides(g, first, count, w.keep);
+    const copying copy = some_hidden ? copying::always : copying::unaligned;
     load_rows(p_.stored_at(g.outer), first, count, w.stored, copy);
     if (separate_) load_rows(p_.values_at(g.outer), first, count, w.values, copy);
-    if (shared) clear_masked(count, w);
+    if (some_hidden) clear_masked(count, w);
     turn_rows(count, w.stored);
     if (separate_) turn_rows(count, w.values);
     const Tile<T>& values = separate_ ? w.values : w.stored;
@@ -210,18 +210,19 @@ class RecallBackward {
     std::fill_n(w.d_stored, count * width_, T(0));
     if (separate_) std::fill_n(w.d_values, count * value_width_, T(0));
     for (index_t r = 0; r < g.count; r += sub_rows) {
-      const index_t rows = std::min(sub_rows, g.count - r);
+      const index_t rows = std::min(sub_rows, g.count - r), visible = std::min(count, most(g, r, rows) - first);
+      if (visible <= 0) continue;
       const T *cues = g.cues + r * width_, *cotangents = g.cotangents + r * value_width_;
-      score(rows, Factor<T>{cues, width_, 1}, p_.width, w.stored, count, w.weights, tile_);
-      if (reads_) score(rows, Factor<T>{cotangents, value_width_, 1}, p_.value_width, values, count, w.d_scores, tile_);
-      for (index_t s = 0; s < rows; ++s) weigh(g, r + s, first, count, w.weights + s * tile_, w.d_scores + s * tile_);
+      score(rows, Factor<T>{cues, width_, 1}, p_.width, w.stored, visible, w.weights, tile_);
+      if (reads_) score(rows, Factor<T>{cotangents, value_width_, 1}, p_.value_width, values, visible, w.d_scores, tile_);
+      for (index_t s = 0; s < rows; ++s) weigh(g, r + s, first, visible, w.weights + s * tile_, w.d_scores + s * tile_);
       if (to_.d_state || to_.d_beta)
-        read<T, start::keep>(rows, Factor<T>{w.d_scores, tile_, 1}, w.stored.rows, w.stored.row_stride, width_, count,
+        read<T, start::keep>(rows, Factor<T>{w.d_scores, tile_, 1}, w.stored.rows, w.stored.row_stride, width_, visible,
                              partial + r * width_, width_, nullptr);
       if (to_.d_stored)
-        read<T, start::keep>(count, Factor<T>{w.d_scores, 1, tile_}, g.states + r * width_, width_, width_, rows, w.d_stored, width_, nullptr);
+        read<T, start::keep>(visible, Factor<T>{w.d_scores, 1, tile_}, g.states + r * width_, width_, width_, rows, w.d_stored, width_, nullptr);
       if (reads_ && (separate_ ? to_.d_values : to_.d_stored))
-        read<T, start::keep>(count, Factor<T>{w.weights, 1, tile_}, cotangents, value_width_, value_width_, rows, d_values,
+        read<T, start::keep>(visible, Factor<T>{w.weights, 1, tile_}, cotangents, value_width_, value_width_, rows, d_values,
                              value_width_, nullptr);
     }
     if (to_.d_stored) add_rows(w.d_stored, width_, count, to_.d_stored + (g.outer * p_.patterns + first) * p_.width, p_.width);
@@ -232,29 +233,50 @@ class RecallBackward {
   /// Scores become weights, and g.v_i becomes ds_i, in place.
   void weigh(const Group& g, index_t r, index_t first, index_t count, T* weights, T* d_scores) const {
     using P = Packet<T>;
-    if (p_.mask) {
-      const bool* mask = p_.at(p_.mask, g.outer, g.first + r) + first * p_.mask.inner;
-      for (index_t i = 0; i < count; ++i) {
-        const bool keep = mask[i * p_.mask.inner];
-        weights[i] = keep ? weights[i] : -std::numeric_limits<T>::infinity();
-        d_scores[i] = keep ? d_scores[i] : T(0);
-      }
+    constexpr T never = -std::numeric_limits<T>::infinity();
+    const index_t row = g.first + r, own = std::clamp<index_t>(p_.limit(row) - first, 0, count);
+    if (p_.bias) {
+      const T* bias = p_.at(p_.bias, g.outer, row) + first * p_.bias.inner;
+      for (index_t i = 0; i < own; ++i) weights[i] += bias[i * p_.bias.inner] * static_cast<T>(log2_e);
     }
+    if (p_.mask) {
+      const bool* mask = p_.at(p_.mask, g.outer, row) + first * p_.mask.inner;
+      for (index_t i = 0; i < own; ++i) weights[i] = mask[i * p_.mask.inner] ? weights[i] : never;
+    }
+    std::fill(weights + own, weights + padded<T>(count), never);
+    if (p_.mask || p_.bias || own < count)
+      for (index_t i = 0; i < padded<T>(count); ++i) d_scores[i] = weights[i] == never ? T(0) : d_scores[i];
     const P reference(g.constants[3 * r]), log_sum(g.constants[3 * r + 1]), mean(g.constants[3 * r + 2]);
     for (index_t i = 0; i < count; i += P::width) {
       const P weight = Separation::template weight<T>(P::load(weights + i) - reference - log_sum);
       weight.store(weights + i);
       (weight * ((reads_ ? P::load(d_scores + i) : P(T(0))) - mean)).store(d_scores + i);
     }
+    if (!to_.d_bias) return;
+    T* d_bias = p_.at(to_.d_bias, g.outer, row) + first * to_.d_bias.inner;
+    for (index_t i = 0; i < own; ++i) d_bias[i * to_.d_bias.inner] += d_scores[i];
   }
 
-  /// Whether one mask serves all rows and leaves something out of this tile; then `keep` is its part.
-  bool shared_mask(index_t outer, index_t row, index_t first, index_t count, bool* keep) const {
-    for (int axis = 0; axis < p_.fold.rows.rank; ++axis)
-      if (p_.mask.row[axis] != 0 && p_.fold.rows.extents[axis] != 1) return false;
-    const bool* mask = p_.at(p_.mask, outer, row) + first * p_.mask.inner;
+  /// How many patterns any of these rows may see.
+  index_t most(const Group& g, index_t first, index_t count) const {
+    index_t limit = 0;
+    for (index_t r = first; r < first + count; ++r) limit = std::max(limit, p_.limit(g.first + r));
+    return limit;
+  }
+
+  /// Whether no row of the group looks at some pattern of this tile; then `keep` says which are left.
+  bool hides(const Group& g, index_t first, index_t count, bool* keep) const {
+    const T* bias = p_.bias && p_.shared_by_rows(p_.bias) ? p_.at(p_.bias, g.outer, g.first) + first * p_.bias.inner : nullptr;
+    std::fill(keep, keep + count, !p_.mask);
+    for (index_t r = 0; p_.mask && r < (p_.shared_by_rows(p_.mask) ? 1 : g.count); ++r) {
+      const bool* mask = p_.at(p_.mask, g.outer, g.first + r) + first * p_.mask.inner;
+      for (index_t i = 0; i < count; ++i) keep[i] |= mask[i * p_.mask.inner];
+    }
     bool all = true;
-    for (index_t i = 0; i < count; ++i) all &= keep[i] = mask[i * p_.mask.inner];
+    for (index_t i = 0; i < count; ++i) {
+      if (bias && bias[i * p_.bias.inner] == -std::numeric_limits<T>::infinity()) keep[i] = false;
+      all &= keep[i];
+    }
     return !all;
   }
 
@@ -302,12 +324,15 @@ class RecallBackward {
       const double beta = *p_.at(p_.beta, g.outer, row);
       const W d_energy = reads_ ? W(0) : static_cast<W>(*p_.at(in_.d_energy, g.outer, row));
       const PlainMemory<T> memory{p_.stored_at(g.outer), p_.values_at(g.outer), p_.patterns,
-                                  p_.mask ? p_.at(p_.mask, g.outer, row) : nullptr, p_.mask.inner};
+                                  p_.mask ? p_.at(p_.mask, g.outer, row) : nullptr, p_.mask.inner, p_.limit(row),
+                                  p_.bias ? p_.at(p_.bias, g.outer, row) : nullptr, p_.bias.inner,
+                                  p_.sink ? p_.at(p_.sink, g.outer, row) : nullptr};
       const PlainRow<T> plain(state.data(), beta, memory);
       T* d_stored = to_.d_stored ? to_.d_stored + g.outer * p_.patterns * p_.width : nullptr;
       T* d_values = to_.d_values ? to_.d_values + g.outer * p_.patterns * p_.value_width : nullptr;
       const W d_beta = plain.backward(memory, state.data(), beta, reads_ ? cotangent.data() : nullptr, -d_energy, d_state.data(),
-                                      d_stored, separate_ ? d_values : d_stored);
+                                      d_stored, separate_ ? d_values : d_stored, to_.d_bias ? p_.at(to_.d_bias, g.outer, row) : nullptr,
+                                      to_.d_bias.inner, to_.d_sink ? to_.d_sink + g.outer * p_.rows + row : nullptr);
       for (index_t k = 0; to_.d_state && k < p_.width; ++k)
         p_.at(to_.d_state, g.outer, row)[k * to_.d_state.inner] = d_state[k] + static_cast<T>(d_energy) * state[k];
       const W through_lse = (plain.log_sum - std::log(static_cast<W>(admissible(g.outer, row)))) / static_cast<W>(beta * beta);
@@ -329,6 +354,10 @@ class RecallBackward {
       const double through = total && !none ? beta * static_cast<double>(total[k]) : 0.0;
       if (d_state) d_state[k * to_.d_state.inner] = static_cast<T>(through + direct * static_cast<double>(dense[k]));
     }
+    if (to_.d_sink && !g.extreme[r]) {
+      const double sink = *p_.at(p_.sink, g.outer, row) * log2_e - log_sum(g.outer, row);
+      to_.d_sink[g.outer * p_.rows + row] = -std::exp2(sink) * static_cast<double>(g.constants[3 * r + 2]);
+    }
     if (!to_.d_beta) return;
     // q . (the part of d_q that goes through the scores) / beta
     double d_beta = total && !none ? dot(dense, total, p_.width) : 0.0;
@@ -337,7 +366,7 @@ class RecallBackward {
   }
 
   bool sees_nothing(index_t outer, index_t row) const {
-    return *p_.at(in_.largest, outer, row) == -std::numeric_limits<T>::infinity() && admissible(outer, row) == 0;
+    return *p_.at(in_.largest, outer, row) == -std::numeric_limits<T>::infinity() && (p_.bias || admissible(outer, row) == 0);
   }
 
   /// log2 of the sum of 2^score.
@@ -346,10 +375,10 @@ class RecallBackward {
   }
 
   index_t admissible(index_t outer, index_t row) const {
-    if (!p_.mask) return p_.patterns;
+    if (!p_.mask) return p_.limit(row);
     const bool* mask = p_.at(p_.mask, outer, row);
     index_t count = 0;
-    for (index_t i = 0; i < p_.patterns; ++i) count += mask[i * p_.mask.inner];
+    for (index_t i = 0; i < p_.limit(row); ++i) count += mask[i * p_.mask.inner];
     return count;
   }
 
@@ -359,7 +388,7 @@ class RecallBackward {
   const bool reads_, separate_;
   const index_t width_, value_width_;
   index_t tile_, group_, range_ = 0, ranges_ = 0;
-  std::vector<double> largest_stored_, largest_value_;
+  const MemoryRange<T> range_of_;
 };
 
 }  // namespace recollect::detail

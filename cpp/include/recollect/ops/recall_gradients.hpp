@@ -8,13 +8,6 @@
 
 namespace recollect::detail {
 
-/// Whether two different (outer, row) places of an operand are always two different numbers.
-inline bool covers(const Axes& axes, const Strides& strides) {
-  for (int axis = 0; axis < axes.rank; ++axis)
-    if (strides[axis] == 0 && axes.extents[axis] > 1) return false;
-  return true;
-}
-
 /// A memory's gradient is written straight into its place if that is dense over (outer, N, width); otherwise by way of a buffer.
 template <class T>
 class MemoryGradient {
@@ -82,19 +75,27 @@ void clear(const Array& array) {
   for (index_t i = 0; array.given() && i < axes.count(); ++i) static_cast<T*>(array.data)[axes.offset(i, strides)] = T(0);
 }
 
-/// `shapes` holds the operands and, from the sixth on, the gradients of state, patterns, values and beta in this order.
+/// A gradient that may be wanted: its array and how the check bound it.
+struct Wanted {
+  Array array;
+  BoundOperand bound;
+};
+struct WantedGradients {
+  Wanted state, stored, values, beta, bias, sink;
+};
+
 template <class T, class Separation>
-void run_backward(const RecallProblem<T>& p, const RecallCotangents<T>& cotangents, const Shapes& shapes, const Array (&wanted)[4]) {
-  enum { d_state = 5, d_patterns, d_values, d_beta };
+void run_backward(const RecallProblem<T>& p, const RecallCotangents<T>& cotangents, const WantedGradients& wanted) {
   if (p.outer == 0 || p.rows == 0) {
-    for (int i = 0; i < 3; ++i) clear<T>(wanted[i]);
-    return clear<double>(wanted[3]);
+    for (const Wanted* w : {&wanted.state, &wanted.stored, &wanted.values, &wanted.bias}) clear<T>(w->array);
+    for (const Wanted* w : {&wanted.beta, &wanted.sink}) clear<double>(w->array);
+    return;
   }
   RecallGradients<T> to;
   std::optional<Buffer<T>> states;
-  std::optional<Buffer<double>> betas;
-  const Placed<T> state = p.fold.place(shapes[d_state], static_cast<T*>(wanted[0].data), true, 1);
-  const Placed<double> beta = p.fold.place(shapes[d_beta], static_cast<double*>(wanted[3].data), false, -1);
+  std::optional<Buffer<double>> betas, sinks;
+  const auto of_rows = [&](const Wanted& w) { return p.fold.place(w.bound, static_cast<double*>(w.array.data), false, -1); };
+  const Placed<T> state = p.fold.place(wanted.state.bound, static_cast<T*>(wanted.state.array.data), true, 1);
   to.d_state = state;
   if (state && !(covers(p.fold.outer, state.outer) && covers(p.fold.rows, state.row))) {
     states.emplace(p.outer * p.rows * p.width);
@@ -103,16 +104,20 @@ void run_backward(const RecallProblem<T>& p, const RecallCotangents<T>& cotangen
     for (int axis = p.fold.rows.rank - 1; axis >= 0; stride *= p.fold.rows.extents[axis--]) to.d_state.row[axis] = stride;
     for (int axis = p.fold.outer.rank - 1; axis >= 0; stride *= p.fold.outer.extents[axis--]) to.d_state.outer[axis] = stride;
   }
-  if (beta) to.d_beta = betas.emplace(p.outer * p.rows).data();
-  const MemoryGradient<T> stored(p.fold, shapes[d_patterns], wanted[1], p.patterns, p.width);
-  const MemoryGradient<T> values(p.fold, shapes[d_values], wanted[2], p.patterns, p.value_width);
+  if (wanted.beta.bound.given) to.d_beta = betas.emplace(p.outer * p.rows).data();
+  if (wanted.sink.bound.given) to.d_sink = sinks.emplace(p.outer * p.rows).data();
+  to.d_bias = p.fold.place(wanted.bias.bound, static_cast<T*>(wanted.bias.array.data), true, 1);
+  clear<T>(wanted.bias.array);
+  const MemoryGradient<T> stored(p.fold, wanted.stored.bound, wanted.stored.array, p.patterns, p.width);
+  const MemoryGradient<T> values(p.fold, wanted.values.bound, wanted.values.array, p.patterns, p.value_width);
   to.d_stored = stored.place();
   to.d_values = values.place();
   RecallBackward<T, Separation>(p, cotangents, to).run();
   stored.finish();
   values.finish();
   if (states) sum_rows(p, state, states->data(), p.width);
-  if (beta) sum_rows(p, beta, betas->data(), 1);
+  if (betas) sum_rows(p, of_rows(wanted.beta), betas->data(), 1);
+  if (sinks) sum_rows(p, of_rows(wanted.sink), sinks->data(), 1);
 }
 
 }  // namespace recollect::detail

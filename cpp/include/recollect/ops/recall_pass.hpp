@@ -69,14 +69,18 @@ struct Partial {
   }
 };
 
-/// The rows of a pass: their scaled cues, packed, and their masks.
+/// The rows of a pass: their scaled cues, packed, and what each of them may see.
 template <class T>
 struct Cues {
-  const T* data;             // (rows, padded width), times beta log2(e)
-  const bool* const* mask;   // a row's mask, or null
-  index_t mask_stride;
-  bool shared_mask;          // the same mask for every row
-  index_t rows;
+  const T* data = nullptr;             // (rows, padded width), times beta log2(e)
+  index_t rows = 0;
+  const index_t* limit = nullptr;      // only so many patterns, from the first on
+  const bool* const* mask = nullptr;   // a row's mask, or null
+  const T* const* bias = nullptr;      // what is added to a row's scores, or null
+  index_t mask_stride = 0, bias_stride = 0;
+  bool shared_mask = false, shared_bias = false;  // the same for every row
+
+  index_t most(index_t first, index_t count) const { return *std::max_element(limit + first, limit + first + count); }
 };
 
 template <class T, class Separation>
@@ -110,11 +114,12 @@ class RecallPass {
     stack[0] = into;
     for (int level = 1; level <= levels; ++level) stack[level] = Partial<T>::make(cues.rows, partial_width(), top_, take);
     int top = 0;
+    const index_t most = cues.rows ? cues.most(0, cues.rows) : 0;
     if (first >= last) into.reset(cues.rows);
     for (index_t s = first; s < last; ++s) {
       stack[top].reset(cues.rows);
       const index_t begin = s * segment_, end = std::min(begin + segment_, problem_.patterns);
-      for (index_t i = begin; i < end; i += tile_) absorb(outer, cues, i, std::min(tile_, end - i), stack[top], work);
+      for (index_t i = begin; i < std::min(end, most); i += tile_) absorb(outer, cues, i, std::min(tile_, end - i), stack[top], work);
       ++top;
       for (index_t done = s - first + 1; done % 2 == 0; done /= 2, --top) stack[top - 2].merge(stack[top - 1], cues.rows);
     }
@@ -127,6 +132,8 @@ class RecallPass {
   struct Workspace {
     mutable Tile<T> stored, values;
     T *scores, *norms, *bias, *shrink;
+    bool* seen;
+    mutable bool hides = false;  // whether `bias` leaves out a pattern of the tile
 
     Workspace(const RecallPass& pass, Scratch& scratch) {
       const index_t width = padded<T>(pass.problem_.width);
@@ -136,18 +143,16 @@ class RecallPass {
       scores = scratch.take<T>(sub_rows * pass.tile_);
       norms = scratch.take<T>(pass.tile_);
       bias = scratch.take<T>(pass.tile_);
+      seen = scratch.take<bool>(pass.tile_);
       shrink = scratch.take<T>(sub_rows);
     }
   };
 
   /// Adds the patterns [first, first + count) to what the rows have gathered.
   void absorb(index_t outer, const Cues<T>& cues, index_t first, index_t count, const Partial<T>& into, const Workspace& work) const {
-    index_t admissible = count;
-    if (cues.shared_mask && cues.mask) {
-      admissible = shared_bias(cues.mask[0] + first * cues.mask_stride, cues.mask_stride, count, work.bias);
-      if (admissible == 0) return;
-    }
-    const bool some_masked = admissible < count, few = cues.rows <= sub_rows;
+    const index_t admissible = share_bias(cues, first, count, work);
+    if (admissible == 0) return;
+    const bool some_masked = work.hides = admissible < count, few = cues.rows <= sub_rows;
     const copying copy = some_masked ? copying::always : few ? copying::avoided : copying::unaligned;
     load_rows(problem_.stored_at(outer), first, count, work.stored, copy);
     if (separate_) load_rows(problem_.values_at(outer), first, count, work.values, copy);
@@ -157,18 +162,20 @@ class RecallPass {
     const Tile<T>& values = separate_ ? work.values : work.stored;
     for (index_t r0 = 0; r0 < cues.rows; r0 += sub_rows) {
       const index_t rows = std::min(sub_rows, cues.rows - r0), width = padded<T>(problem_.width);
+      const index_t visible = std::min(count, cues.most(r0, rows) - first);
+      if (visible <= 0) continue;
       const Factor<T> part{cues.data + r0 * width, width, 1};
       if (few)
-        score_at_once(part, rows, count, work);
+        score_at_once(part, rows, visible, work);
       else
-        score(rows, part, problem_.width, work.stored, count, work.scores, tile_);
+        score(rows, part, problem_.width, work.stored, visible, work.scores, tile_);
       for (index_t r = 0; r < rows; ++r) {
         T* scores = work.scores + r * tile_;
-        admit(cues, r0 + r, first, count, admissible, scores, into, work);
-        work.shrink[r] = weigh(scores, first, count, into.softmax[r0 + r], into.best(r0 + r));
+        admit(cues, r0 + r, first, visible, scores, into, work);
+        work.shrink[r] = weigh(scores, first, visible, into.softmax[r0 + r], into.best(r0 + r));
       }
       if (reads_)
-        read<T, start::scaled>(rows, Factor<T>{work.scores, tile_, 1}, values.rows, values.row_stride, into.width, count,
+        read<T, start::scaled>(rows, Factor<T>{work.scores, tile_, 1}, values.rows, values.row_stride, into.width, visible,
                                into.read + r0 * into.width, into.width, work.shrink);
     }
   }
@@ -181,21 +188,31 @@ class RecallPass {
     }
   }
 
-  /// 0 where a pattern is admissible and -inf where it is not; returns how many are.
-  static index_t shared_bias(const bool* mask, index_t stride, index_t count, T* bias) {
+  /// What all rows add to the scores of a tile: the bias they share, and -inf where every one of them may not look. Returns how many
+  /// patterns that leaves.
+  static index_t share_bias(const Cues<T>& cues, index_t first, index_t count, const Workspace& work) {
+    if (!cues.mask && !(cues.bias && cues.shared_bias)) return count;
+    const T* shared = cues.bias && cues.shared_bias ? cues.bias[0] + first * cues.bias_stride : nullptr;
+    bool* seen = work.seen;
+    std::fill(seen, seen + count, !cues.mask);
+    for (index_t r = 0; cues.mask && r < (cues.shared_mask ? 1 : cues.rows); ++r) {
+      const bool* mask = cues.mask[r] + first * cues.mask_stride;
+      for (index_t i = 0; i < count; ++i) seen[i] |= mask[i * cues.mask_stride];
+    }
     index_t admissible = 0;
     for (index_t i = 0; i < count; ++i) {
-      admissible += mask[i * stride];
-      bias[i] = mask[i * stride] ? T(0) : -std::numeric_limits<T>::infinity();
+      const T own = shared ? shared[i * cues.bias_stride] * static_cast<T>(log2_e) : T(0);
+      work.bias[i] = seen[i] ? own : -std::numeric_limits<T>::infinity();
+      admissible += work.bias[i] != -std::numeric_limits<T>::infinity();
     }
-    std::fill(bias + count, bias + padded<T>(count), T(0));
+    std::fill(work.bias + count, work.bias + padded<T>(count), T(0));
     return admissible;
   }
 
-  /// What every row leaves out may hold anything, NaN too: it is made zero, since 0 * NaN would reach the sums.
+  /// What no row looks at may hold anything, NaN too: it is made zero, since 0 * NaN would reach the sums.
   void clear_masked(index_t count, const Workspace& work) const {
     for (index_t i = 0; i < count; ++i) {
-      if (work.bias[i] == T(0)) continue;
+      if (work.bias[i] != -std::numeric_limits<T>::infinity()) continue;
       std::fill_n(work.stored.buffer + i * work.stored.row_stride, work.stored.row_stride, T(0));
       if (separate_) std::fill_n(work.values.buffer + i * work.values.row_stride, work.values.row_stride, T(0));
     }
@@ -212,25 +229,32 @@ class RecallPass {
     }
   }
 
-  /// Takes inadmissible patterns out of a row's scores and counts the others.
-  void admit(const Cues<T>& cues, index_t row, index_t first, index_t count, index_t shared_count, T* scores, const Partial<T>& into,
+  /// Adds the bias to a row's scores, takes inadmissible patterns out and counts the others.
+  void admit(const Cues<T>& cues, index_t row, index_t first, index_t count, T* scores, const Partial<T>& into,
              const Workspace& work) const {
-    const bool* mask = cues.mask ? cues.mask[row] + first * cues.mask_stride : nullptr;
-    if (mask && cues.shared_mask) {
+    constexpr T never = -std::numeric_limits<T>::infinity();
+    const index_t own = std::clamp<index_t>(cues.limit[row] - first, 0, count);
+    const bool shared = (cues.mask && cues.shared_mask) || (cues.bias && cues.shared_bias);
+    const bool* mask = cues.mask && !cues.shared_mask ? cues.mask[row] + first * cues.mask_stride : nullptr;
+    const T* bias = cues.bias && !cues.shared_bias ? cues.bias[row] + first * cues.bias_stride : nullptr;
+    if (shared)
       for (index_t i = 0; i < padded<T>(count); i += Packet<T>::width)
         (Packet<T>::load(scores + i) + Packet<T>::load(work.bias + i)).store(scores + i);
-    } else if (mask) {
-      shared_count = 0;
-      for (index_t i = 0; i < count; ++i) {
-        shared_count += mask[i * cues.mask_stride];
-        scores[i] = mask[i * cues.mask_stride] ? scores[i] : -std::numeric_limits<T>::infinity();
-      }
-    }
-    std::fill(scores + count, scores + padded<T>(count), -std::numeric_limits<T>::infinity());
-    into.admissible[row] += shared_count;
+    if (bias)
+      for (index_t i = 0; i < own; ++i) scores[i] += bias[i * cues.bias_stride] * static_cast<T>(log2_e);
+    if (mask)
+      for (index_t i = 0; i < own; ++i) scores[i] = mask[i * cues.mask_stride] ? scores[i] : never;
+    std::fill(scores + own, scores + padded<T>(count), never);
+    const auto sees = [&](index_t i) {
+      return (!mask || mask[i * cues.mask_stride]) && (!shared || work.bias[i] != never);
+    };
+    if (mask || work.hides)
+      for (index_t i = 0; i < own; ++i) into.admissible[row] += sees(i);
+    else
+      into.admissible[row] += own;
     if (wants_norm_)
-      for (index_t i = 0; i < count; ++i)
-        if (!mask || mask[i * cues.mask_stride]) into.norm[row] = std::max(into.norm[row], work.norms[i]);
+      for (index_t i = 0; i < own; ++i)
+        if (sees(i)) into.norm[row] = std::max(into.norm[row], work.norms[i]);
   }
 
   /// Selects from a row of scores, turns them into weights and adds those to its softmax; returns by how much earlier reads shrink.

@@ -71,6 +71,19 @@ struct Fold {
   }
 };
 
+/// Which patterns a row may see by its place: row i of n the first i + 1 + shift of them.
+struct Causal {
+  bool on = false;
+  index_t shift = 0;
+};
+
+/// Whether two different places among the axes are always two different numbers of an operand.
+inline bool covers(const Axes& axes, const Strides& strides) {
+  for (int axis = 0; axis < axes.rank; ++axis)
+    if (strides[axis] == 0 && axes.extents[axis] > 1) return false;
+  return true;
+}
+
 template <class T>
 struct RecallProblem {
   Fold fold;
@@ -78,6 +91,9 @@ struct RecallProblem {
   Placed<const T> state;
   Placed<const double> beta;
   Placed<const bool> mask;
+  Placed<const T> bias;       // added to the scores; -inf leaves a pattern out
+  Placed<const double> sink;  // one more score, of a pattern that reads zeros
+  Causal causal;
   Placed<const char> stored, values;  // untyped: any element type, strides in elements
   StoredRows stored_rows, value_rows;
 
@@ -85,6 +101,21 @@ struct RecallProblem {
 
   StoredRows stored_at(index_t o) const { return shifted(stored_rows, stored, o); }
   StoredRows values_at(index_t o) const { return has_values() ? shifted(value_rows, values, o) : stored_at(o); }
+
+  /// How many of the patterns, from the first on, row r may see at most.
+  index_t limit(index_t r) const {
+    if (!causal.on) return patterns;
+    const index_t place = r % fold.rows.extents[fold.rows.rank - 1];
+    return std::clamp<index_t>(place + 1 + causal.shift, 0, patterns);
+  }
+
+  /// Whether all rows share what an operand holds.
+  template <class P>
+  bool shared_by_rows(const Placed<P>& operand) const {
+    for (int axis = 0; axis < fold.rows.rank; ++axis)
+      if (operand.row[axis] != 0 && fold.rows.extents[axis] != 1) return false;
+    return true;
+  }
 
   /// The place of row r of outer entry o in an operand or output.
   template <class P>
@@ -99,15 +130,15 @@ struct RecallProblem {
   }
 };
 
-/// Operands in the order state, patterns, values, beta, mask; the row letter is n, that of the memory N.
+/// The first operands of `shapes` are state, patterns, values, scale (beta) and mask; their row letter is n, the memory's is given.
 template <class T>
-RecallProblem<T> make_problem(const Shapes& shapes, const ConstArray (&arrays)[5]) {
+RecallProblem<T> make_problem(const Shapes& shapes, const ConstArray* arrays, char memory_letter) {
   enum { state, patterns, values, beta, mask };
   RecallProblem<T> p;
   p.fold = Fold(shapes, 'n', {patterns, values});
   p.rows = p.fold.rows.count();
   p.outer = p.fold.outer.count();
-  p.patterns = shapes.extent('N');
+  p.patterns = shapes.extent(memory_letter);
   p.width = shapes.extent('d');
   p.value_width = arrays[values].given() ? shapes.extent('e') : p.width;
   p.state = p.fold.place(shapes[state], static_cast<const T*>(arrays[state].data), true, 1);

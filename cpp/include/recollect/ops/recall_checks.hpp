@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/// What recalls of every kind check of their arguments, beyond shapes, and the sentences for it.
+#pragma once
+
+#include <cmath>
+#include <limits>
+
+#include "recollect/ops/recall_problem.hpp"
+
+namespace recollect::detail {
+
+/// The names of state, memory, values, scale and mask in the words of an op.
+using RecallNames = std::array<const char*, 5>;
+
+inline void check_recall_types(std::string_view op, const RecallNames& names, const ConstArray& state, const ConstArray& memory,
+                               const ConstArray& values, const ConstArray& scale, const ConstArray& mask) {
+  const auto needed = [&](const char* argument, const ConstArray& array) {
+    if (!array.given()) fail(status::value, op, ": ", argument, " is missing");
+  };
+  needed(names[0], state);
+  needed(names[1], memory);
+  needed(names[3], scale);
+  if (state.type != dtype::float32 && state.type != dtype::float64)
+    fail(status::type, op, ": ", names[0], " has dtype ", name(state.type), "; expected float32 or float64");
+  const auto stored = [&](const char* argument, const ConstArray& array) {
+    const bool half = array.type == dtype::float16 || array.type == dtype::bfloat16;
+    if (array.given() && array.type != state.type && !(half && state.type == dtype::float32))
+      fail(status::type, op, ": ", argument, " has dtype ", name(array.type), "; expected ", name(state.type), " as ", names[0],
+           state.type == dtype::float32 ? ", or float16 or bfloat16" : "");
+  };
+  stored(names[1], memory);
+  stored(names[2], values);
+  if (scale.type != dtype::float64) fail(status::type, op, ": ", names[3], " has dtype ", name(scale.type), "; expected float64");
+  if (mask.given() && mask.type != dtype::boolean)
+    fail(status::type, op, ": ", names[4], " has dtype ", name(mask.type), "; expected bool, true where attention is allowed");
+}
+
+/// Every number of a float64 array satisfies a rule.
+template <class Rule>
+void check_numbers(std::string_view op, const char* argument, const ConstArray& array, Rule&& rule, const char* expected) {
+  Axes axes;
+  Strides strides{};
+  for (int axis = 0; axis < array.rank; ++axis) {
+    axes.add(array.extents[axis]);
+    strides[axis] = array.strides[axis];
+  }
+  for (index_t i = 0; i < axes.count(); ++i) {
+    const double value = static_cast<const double*>(array.data)[axes.offset(i, strides)];
+    if (!rule(value)) fail(status::value, op, ": ", argument, " is ", value, "; expected ", expected);
+  }
+}
+
+/// An output that was given has exactly the leading axes of the operands, broadcast, and then `inner`.
+inline void check_output(std::string_view op, const char* argument, const Array& out, dtype type, const Shapes& shapes,
+                         std::initializer_list<index_t> inner) {
+  if (!out.given()) return;
+  Array wanted;
+  for (int axis = 0; axis < shapes.batch_rank(); ++axis) wanted.extents[wanted.rank++] = shapes.batch_extent(axis);
+  for (index_t extent : inner) wanted.extents[wanted.rank++] = extent;
+  if (out.rank != wanted.rank || !std::equal(out.extents.begin(), out.extents.begin() + out.rank, wanted.extents.begin()))
+    fail(status::value, op, ": ", argument, " has shape ", out.shape_text(), "; expected ", wanted.shape_text());
+  if (out.type != type) fail(status::type, op, ": ", argument, " has dtype ", name(out.type), "; expected ", name(type));
+}
+
+/// An input that, like an output, has exactly the leading axes of the operands, broadcast.
+inline Array as_output(const ConstArray& array) {
+  Array same;
+  same.data = const_cast<void*>(array.data);
+  same.type = array.type;
+  same.rank = array.rank;
+  same.extents = array.extents;
+  same.strides = array.strides;
+  return same;
+}
+
+/// A gradient that is wanted has the shape of its operand.
+inline void check_gradient(std::string_view op, const char* argument, const Array& wanted, const ConstArray& operand, dtype type) {
+  if (!wanted.given()) return;
+  if (wanted.rank != operand.rank ||
+      !std::equal(wanted.extents.begin(), wanted.extents.begin() + wanted.rank, operand.extents.begin()))
+    fail(status::value, op, ": ", argument, " has shape ", wanted.shape_text(), "; expected ", operand.shape_text());
+  if (wanted.type != type) fail(status::type, op, ": ", argument, " has dtype ", name(wanted.type), "; expected ", name(type));
+}
+
+}  // namespace recollect::detail

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Attention: queries read values through their keys. It is one step of Hopfield retrieval with values, on the same fused kernel."""
+
+from __future__ import annotations
+
+from math import sqrt
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from . import _array
+from ._core import core
+
+__all__ = ["Attention", "attend"]
+
+Causal = bool | Literal["top-left"]
+
+
+class Attention(NamedTuple):
+    """What `attend` returns with ``return_lse=True``."""
+
+    out: NDArray[Any]
+    lse: NDArray[Any]
+
+
+class Operands(NamedTuple):
+    """The operands as the core takes them."""
+
+    query: NDArray[Any]
+    key: NDArray[Any]
+    value: NDArray[Any]
+    scale: NDArray[Any]
+    mask: NDArray[np.bool_] | None
+    bias: NDArray[Any] | None
+    sink: NDArray[Any] | None
+    causal: str
+    dtype: np.dtype[Any]
+
+
+def attend(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    *,
+    scale: ArrayLike | None = None,
+    causal: Causal = False,
+    mask: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    sink: ArrayLike | None = None,
+    return_lse: bool = False,
+    out: NDArray[Any] | None = None,
+) -> NDArray[Any] | Attention:
+    """Read values through keys: soft attention, key-value attention, self attention and cross attention are all this.
+
+    ::
+
+        out = sum_j p_j v_j,   p = softmax(s),   s_j = scale q.k_j + bias_j        lse = log sum_j exp(s_j)
+
+    Parameters
+    ----------
+    query : array (..., n, d), float32 or float64
+        Queries q, one a row. Integers and lists become float64. Leading axes broadcast as in `numpy.matmul`.
+    key : array (..., m, d)
+        Keys k_j. May be stored as float16 or bfloat16; arithmetic is then float32. Heads are an axis of their own; with fewer key
+        than query heads (axis -3), each serves a group of neighbouring query heads.
+    value : array (..., m, e)
+        Values v_j, stored like keys.
+    scale : float or array broadcast to the leading axes, optional
+        What scalar products are multiplied by; 1/sqrt(d) if not given. It is the inverse temperature beta of a Hopfield network.
+    causal : bool or 'top-left'
+        True: of n queries and m keys, query i may attend to the first i + 1 + (m - n), so that the last query sees all keys.
+        'top-left': to the first i + 1.
+    mask : bool array, broadcast to (..., n, m), optional
+        True where a query may attend to a key. What no query may attend to can hold anything, NaN too.
+    bias : array, broadcast to (..., n, m), optional
+        Added to the scores, in their units; -inf leaves a key out. One row (m,) is a bias for each key, and nothing of size n m
+        is made from it.
+    sink : float or array broadcast to the leading axes, optional
+        One more logit, of a key whose value is zero: exp(sink) in the sum, nothing in the output.
+    return_lse : bool
+        Also return lse.
+    out : array, optional
+        Where to write; of the right shape and dtype, sharing no memory with the inputs.
+
+    Returns
+    -------
+    array (..., n, e)
+        Zeros for a query that may attend to nothing.
+    Attention
+        With `return_lse`: ``out`` and ``lse`` (..., n), which is -inf for a query that may attend to nothing.
+
+    Raises
+    ------
+    ValueError
+        A shape that does not fit, a scale that is not finite, an unknown causal rule, an unusable `out`.
+    TypeError
+        A dtype that is no number, an array of another device, a tensor that requires grad.
+
+    Notes
+    -----
+    O(n m (d + e)) time, half of it if causal, and O(block) memory. A row's result depends on no other row, and on no number of
+    threads, to the last bit. Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, eq. 1; Ramsauer et al. 2020,
+    https://arxiv.org/abs/2008.02217, section 3.
+
+    Examples
+    --------
+    >>> import numpy as np, recollect as rc
+    >>> query = key = np.eye(3)
+    >>> rc.attention.attend(query, key, [[1.0], [2.0], [3.0]], scale=100.0, causal=True).round(6)
+    array([[1.],
+           [2.],
+           [3.]])
+    """
+    op = "attention.attend"
+    ops, heads = grouped(op, operands(op, query, key, value, scale, causal, mask, bias, sink))
+    shape = rows_shape(op, ops)
+    full = (*shape, ops.value.shape[-1] if ops.value.ndim >= 2 else 0)
+    result = _array.output(op, out, ungrouped(full, heads, 2), ops.dtype, *ops[:7])
+    lse = np.empty(shape, ops.dtype) if return_lse else None
+    core.attention_attend(*ops[:7], ops.causal, result.reshape(full), lse=lse)
+    return result if lse is None else Attention(result, lse.reshape(ungrouped(shape, heads, 1)))
+
+
+def operands(
+    op: str, query: Any, key: Any, value: Any, scale: Any, causal: Any, mask: Any, bias: Any, sink: Any
+) -> Operands:
+    """Types; shapes are checked by the core."""
+    q = _array.floating(op, "query", query)
+    k = _array.floating(op, "key", key, halves=True)
+    v = _array.floating(op, "value", value, halves=True)
+    b = None if bias is None else _array.floating(op, "bias", bias)
+    dtype = _array.arithmetic(q, k, v, b)
+    if isinstance(causal, np.bool_):
+        causal = bool(causal)
+    if causal is not True and causal is not False and causal != "top-left":
+        raise ValueError(f"{op}: causal is {causal!r}; expected False, True or 'top-left'")
+    if scale is None:
+        scale = 1 / sqrt(q.shape[-1]) if q.ndim and q.shape[-1] else 1.0
+    return Operands(
+        q.astype(dtype, copy=False),
+        _array.stored(k, dtype),
+        _array.stored(v, dtype),
+        _array.scalars(op, "scale", scale),
+        _array.keep_mask(op, mask),
+        None if b is None else b.astype(dtype, copy=False),
+        None if sink is None else _array.scalars(op, "sink", sink),
+        "none" if causal is False else "top-left" if causal == "top-left" else "bottom-right",
+        dtype,
+    )
+
+
+def rows_shape(op: str, ops: Operands) -> tuple[int, ...]:
+    """The shape of what has one entry per query."""
+    leading = _array.leading_axes(
+        op,
+        ("query", ops.query, 2),
+        ("key", ops.key, 2),
+        ("value", ops.value, 2),
+        ("scale", ops.scale, 0),
+        ("mask", ops.mask, 2),
+        ("bias", ops.bias, 2),
+        ("sink", ops.sink, 0),
+    )
+    return (*leading, ops.query.shape[-2] if ops.query.ndim >= 2 else 0)
+
+
+def grouped(op: str, ops: Operands) -> tuple[Operands, int]:
+    """Fewer key heads than query heads: the query heads become (key heads, group), by reshaping views only. Returns the number of
+    query heads, or 0 where there is nothing to group."""
+    if ops.query.ndim < 3 or ops.key.ndim < 3 or ops.value.ndim < 3:
+        return ops, 0
+    heads, served, values = ops.query.shape[-3], ops.key.shape[-3], ops.value.shape[-3]
+    if heads == served or 1 in (heads, served) or served != values:
+        return ops, 0
+    if heads % served:
+        raise ValueError(
+            f"{op}: key has shape {ops.key.shape}; expected a number of heads (axis -3) that divides the {heads} of query"
+        )
+    split = (served, heads // served)
+
+    def by_group(array: NDArray[Any], own: int) -> NDArray[Any]:
+        axis = array.ndim - own - 1
+        if axis < 0:
+            return array
+        middle = split if array.shape[axis] == heads else (1, 1)
+        if array.shape[axis] not in (1, heads):
+            return array
+        return array.reshape(*array.shape[:axis], *middle, *array.shape[axis + 1 :])
+
+    return ops._replace(
+        query=by_group(ops.query, 2),
+        key=ops.key[..., None, :, :],
+        value=ops.value[..., None, :, :],
+        scale=by_group(ops.scale, 0),
+        mask=None if ops.mask is None else by_group(ops.mask, 2),
+        bias=None if ops.bias is None else by_group(ops.bias, 2),
+        sink=None if ops.sink is None else by_group(ops.sink, 0),
+    ), heads
+
+
+def ungrouped(shape: tuple[int, ...], heads: int, own: int) -> tuple[int, ...]:
+    """The shape of an output of grouped operands, heads in one axis again."""
+    if not heads:
+        return shape
+    return (*shape[: -own - 2], heads, *shape[-own:])
