@@ -123,6 +123,6 @@ int main() {
   alone("NaN in double", any_nan_is_told<double, std::uint64_t>);
   alone("too many axes", too_many_axes);
   alone("energy without a read", energy_without_a_read);
-  for (int which = 0; which <= 10; ++which) alone("what is needed", [&] { what_is_needed(which); });
+  for (int which = 0; which <= 10; ++which) alone(("what is needed, case " + std::to_string(which)).c_str(), [&] { what_is_needed(which); });
   return check::report();
 }
