@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from . import ops
+from . import attention, ops
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,26 @@ OPS = {
     ),
 }
 
+# Attention. A causal rule leaves half of the work, and only that half is counted.
+for _name, _share in (("attend", 1.0), ("attend_causal", 0.5), ("attend_padded", 0.9)):
+    OPS[_name] = Op(
+        needs=("attention.attend",),
+        inputs=attention.inputs,
+        ours=attention.ours,
+        truth=attention.truth,
+        flops=lambda H, n, N, d, share=_share: share * 4 * H * n * N * d,
+        elements=lambda H, n, N, d: 2 * H * (n + N) * d,
+    )
+    OPS[f"{_name}_backward"] = Op(
+        needs=("attention.attend", "vjp"),
+        inputs=attention.inputs,
+        ours=attention.backward_ours,
+        truth=attention.backward_truth,
+        flops=lambda H, n, N, d, share=_share: share * 10 * H * n * N * d,
+        elements=lambda H, n, N, d: 4 * H * (n + N) * d,
+        slack=4.0,
+    )
+
 _FORWARD = ("torch-sdpa", "torch-loop", "numpy")
 _FEW = (*_FORWARD, "faiss-top10")
 
@@ -165,5 +185,24 @@ CASES = (
     *(
         Case("retrieve", dict(n=n, N=N, d=d), ("numpy", "torch-sdpa"), None)
         for n, N, d in ((1, 16, 8), (1, 128, 32), (1, 1024, 64), (32, 64, 16))
+    ),
+    # Attention, sixteen heads
+    *(
+        Case(op, dict(H=16, n=4096, N=4096, d=d), ("torch-sdpa",), "fma", targets={"torch-sdpa": ratio}, of_limit=of_limit)
+        for d in (64, 128)
+        for op, ratio, of_limit in (
+            ("attend", 2.2, 0.80 if d == 64 else 0.85),
+            ("attend_causal", 2.2, 0.75),
+            ("attend_backward", 1.8, 0.65),
+            ("attend_causal_backward", 1.8, 0.65),
+        )
+    ),
+    # A padding mask may cost 5 %, so it must be at least 0.95 times as fast as without it.
+    Case(
+        "attend_padded",
+        dict(H=16, n=4096, N=4096, d=64),
+        ("torch-sdpa", "ours-unpadded"),
+        "fma",
+        targets={"torch-sdpa": 2.2, "ours-unpadded": 0.95},
     ),
 )
