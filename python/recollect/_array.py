@@ -15,10 +15,13 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.floating[Any]]
 
 _HALVES = ("float16", "bfloat16")
+_FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
 
 def floating(op: str, name: str, value: Any, *, halves: bool = False) -> NDArray[Any]:
     """`value` as an array of float32 or float64 (with `halves` also of float16 or bfloat16)."""
+    if type(value) is np.ndarray and (value.dtype is _FLOAT32 or value.dtype is _FLOAT64):
+        return value  # the common case; a call costs about as much as these lines do
     array = plain(op, name, value)
     if array.dtype.kind in "iu":
         array = array.astype(np.float64)
@@ -51,20 +54,28 @@ def native(array: NDArray[Any]) -> NDArray[Any]:
 
 def arithmetic(*arrays: NDArray[Any] | None) -> np.dtype[Any]:
     """The type to compute in: float64 if any operand is, else float32."""
-    wide = any(array is not None and array.dtype == np.float64 for array in arrays)
-    return np.dtype(np.float64 if wide else np.float32)
+    for array in arrays:
+        if array is not None and array.dtype == _FLOAT64:
+            return _FLOAT64
+    return _FLOAT32
+
+
+def typed(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    return array if array.dtype is dtype else array.astype(dtype, copy=False)
 
 
 def stored(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     """A memory in the form the core reads: as it is if it has the arithmetic type, and halves too if that is float32."""
-    if array.dtype.name in _HALVES and dtype == np.float32:
+    if array.dtype is not dtype and array.dtype.name in _HALVES and dtype == _FLOAT32:
         # NumPy's buffers cannot say bfloat16; the core takes its bits as uint16.
         return array if array.dtype == np.float16 else array.view(np.uint16)
-    return array.astype(dtype, copy=False)
+    return typed(array, dtype)
 
 
 def scalars(op: str, name: str, value: Any) -> FloatArray:
     """`value`, a number or an array of numbers, as float64."""
+    if type(value) is float:
+        return np.array(value)
     array = plain(op, name, value)
     if array.dtype.kind not in "iuf" and array.dtype.name != "bfloat16":
         raise TypeError(f"{op}: {name} has dtype {array.dtype}; expected a number or an array of numbers")
@@ -89,6 +100,8 @@ def leading_axes(op: str, *operands: tuple[str, NDArray[Any] | None, int]) -> tu
         if array is None:
             continue
         leading = array.shape[: max(array.ndim - own, 0)]
+        if not leading or leading == common:
+            continue
         try:
             common = np.broadcast_shapes(common, leading)
         except ValueError:

@@ -138,12 +138,12 @@ def operands(
     if scale is None:
         scale = 1 / sqrt(q.shape[-1]) if q.ndim and q.shape[-1] else 1.0
     return Operands(
-        q.astype(dtype, copy=False),
+        _array.typed(q, dtype),
         _array.stored(k, dtype),
         _array.stored(v, dtype),
         _array.scalars(op, "scale", scale),
         _array.keep_mask(op, mask),
-        None if b is None else b.astype(dtype, copy=False),
+        None if b is None else _array.typed(b, dtype),
         None if sink is None else _array.scalars(op, "sink", sink),
         "none" if causal is False else "top-left" if causal == "top-left" else "bottom-right",
         dtype,

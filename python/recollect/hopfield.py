@@ -57,7 +57,7 @@ def operands(op: str, state: Any, patterns: Any, values: Any, beta: Any, mask: A
     keep = _array.keep_mask(op, mask)
     dtype = _array.arithmetic(given, memory, readout)
     return Operands(
-        given.astype(dtype, copy=False),
+        _array.typed(given, dtype),
         _array.stored(memory, dtype),
         None if readout is None else _array.stored(readout, dtype),
         inverse_temperature,

@@ -55,7 +55,7 @@ void operands() {
   refused(type, "values has dtype float16; expected float64 as state",
           [](in_t in) { in.state = g({3, 4}), in.patterns = g({6, 4}), in.values = h({6, 2}); }, __LINE__);
   refused(type, "beta has dtype float32; expected float64", [](in_t in) { in.beta = f({}); }, __LINE__);
-  refused(type, "mask has dtype int64; expected bool, true where a state may attend to a pattern",
+  refused(type, "mask has dtype int64; expected bool, true where attention is allowed",
           [](in_t in) { in.mask = i({3, 6}); }, __LINE__);
   refused(value, "patterns has shape (6, 5); expected (..., N, d=4)", [](in_t in) { in.patterns = f({6, 5}); }, __LINE__);
   refused(value, "values has shape (5, 2); expected (..., N=6, e)", [](in_t in) { in.values = f({5, 2}); }, __LINE__);

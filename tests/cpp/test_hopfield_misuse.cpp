@@ -68,7 +68,7 @@ void too_many_axes() {
   refused("axes", __LINE__, [&] { hopfield::retrieve(in, {}, {f({3, 32}), {}, {}, {}, {}, {}}); });
 }
 
-/// An energy has no read: `state` of its results is refused, or at least the state's own shape is what it has.
+/// An energy reads nothing, so there is nothing to put where a read goes.
 void energy_without_a_read() {
   std::vector<float> out(3 * 32);
   refused("out", __LINE__, [&] { hopfield::energy(right(), "softmax", {Array(out.data(), {3, 32}), {}, {}, {}, {}, {}}); });

@@ -105,12 +105,37 @@ void the_same_bits() {
         for (index_t r = 1; r < std::min(count + 1, problem.n); ++r) CHECK(problem.row(r) == expected[r]);
       }
     }
+    if (problem.e == 0) {  // the state may be updated where it lies
+      Problem<T> in_place = problem;
+      in_place.prepare();
+      in_place.out = in_place.state;
+      in_place.out.array.data = in_place.out.bytes.data();
+      in_place.in.state = in_place.out.array;
+      hopfield::retrieve(in_place.in, in_place.p, {in_place.out.array, {}, {}, {}, {}, {}});
+      problem.run(0, problem.n);
+      for (index_t r = 0; r < problem.n; ++r)
+        for (index_t c = 0; c < problem.d; ++c)
+          CHECK_EQUAL(at(in_place.out.array, {}, {r, c}), at(problem.out.array, {}, {r, c}));
+    }
     for (layout how : {layout::gaps, layout::reversed, layout::turned}) {
       Problem<T> other = problem;
       other.how = how;
       other.prepare();
       CHECK(other.all_rows() == expected);
     }
+  }
+}
+
+/// So many blocks of rows and segments of patterns that a task takes several segments: its part must be a subtree of the fixed tree.
+void tasks_of_several_segments() {
+  Problem<float> problem{7 * 192, 40000, 1, 0, 0, false, {}};
+  problem.prepare();
+  put(problem.beta.array.data, dtype::float64, 0.1);  // every segment weighs
+  set_num_threads(3);
+  const auto expected = problem.all_rows();
+  for (index_t r : {0, 300, 500, 700, 900, 1343}) {
+    problem.run(r, 1);
+    CHECK(problem.row(r) == expected[r]);
   }
 }
 
@@ -187,6 +212,7 @@ void nearest_patterns() {
 int main() {
   the_same_bits<float>();
   the_same_bits<double>();
+  tasks_of_several_segments();
   rows_come_to_rest<float>(1e-3);
   rows_come_to_rest<double>(1e-7);
   nearest_patterns<float>();

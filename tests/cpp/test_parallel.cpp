@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /// parallel_for: every task once whatever happens around it; and the working memory of tasks.
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -128,6 +129,27 @@ void after_fork() {
 #endif
 }
 
+/// Where the system gives fewer threads than were asked for, the work is done by those there are.
+void threads_not_to_be_had() {
+#if !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)  // whose own memory is beyond any limit
+  std::fflush(stdout);
+  const pid_t child = fork();
+  if (child == 0) {
+    alarm(30);
+    const rlimit memory{rlim_t{512} << 20, rlim_t{512} << 20};  // some dozens of stacks
+    setrlimit(RLIMIT_AS, &memory);
+    set_num_threads(1024);
+    bool good = each_once(1000) && thrown(1000, 1000) == "task 999";
+    set_num_threads(2);
+    good = good && each_once(1000);
+    _exit(good ? 0 : 1);
+  }
+  int result = 1;
+  waitpid(child, &result, 0);
+  CHECK_EQUAL(result, 0);
+#endif
+}
+
 void scratch() {
   Scratch memory;
   std::vector<std::pair<unsigned char*, std::size_t>> places;
@@ -187,6 +209,7 @@ int main() {
   several_callers();
   injected();
   after_fork();
+  threads_not_to_be_had();
   scratch();
   return check::report();
 }
