@@ -1,17 +1,15 @@
 // SPDX-License-Identifier: BSD-3-Clause
-/// parallel_for: every task once whatever happens around it; and the working memory of tasks.
+/// parallel_for: every task once, whatever happens around it.
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <atomic>
-#include <cstring>
 #include <thread>
 #include <vector>
 
 #include "check.hpp"
 #include "recollect/core/parallel.hpp"
-#include "recollect/core/scratch.hpp"
 
 using namespace recollect;
 
@@ -150,57 +148,6 @@ void threads_not_to_be_had() {
 #endif
 }
 
-void scratch() {
-  Scratch memory;
-  std::vector<std::pair<unsigned char*, std::size_t>> places;
-  const auto take = [&](index_t bytes) {
-    auto* place = memory.take<unsigned char>(bytes);
-    CHECK_EQUAL(reinterpret_cast<std::uintptr_t>(place) % Scratch::alignment, 0u);
-    std::memset(place, static_cast<int>(places.size() + 1), static_cast<std::size_t>(bytes));
-    places.emplace_back(place, bytes);
-    return place;
-  };
-  const auto intact = [&] {
-    for (std::size_t i = 0; i < places.size(); ++i)
-      for (std::size_t k = 0; k < places[i].second; ++k)
-        if (places[i].first[k] != i + 1) return false;
-    return true;
-  };
-  take(100);
-  for (int round = 0; round < 3; ++round) {
-    const std::size_t before = places.size();
-    unsigned char* inner = nullptr;
-    {
-      const Scratch::Frame frame(memory);
-      inner = take(1000);
-      take(3 << 20);  // more than a chunk: what is taken already does not move
-      take(0);
-      {
-        const Scratch::Frame deeper(memory);
-        take(1 << 20);
-        take(1);
-        CHECK(intact());
-        places.resize(places.size() - 2);
-      }
-      take(5 << 20);
-      CHECK(intact());
-    }
-    places.resize(before);
-    CHECK(intact());
-    const Scratch::Frame again(memory);
-    CHECK_EQUAL(memory.take<unsigned char>(1), inner);
-  }
-  set_num_threads(3);
-  std::atomic<bool> good = true;
-  parallel_for(50, [&](index_t i) {
-    const Scratch::Frame frame(Scratch::local());
-    index_t* mine = Scratch::local().take<index_t>(500);
-    std::fill(mine, mine + 500, i);
-    for (int k = 0; k < 500; ++k) good = good && mine[k] == i;
-  });
-  CHECK(good.load());
-}
-
 }  // namespace
 
 int main() {
@@ -210,6 +157,5 @@ int main() {
   injected();
   after_fork();
   threads_not_to_be_had();
-  scratch();
   return check::report();
 }

@@ -59,7 +59,9 @@ def same_bits():
                 check(x, y)
         elif bits(a) != bits(b):
             a, b = np.asarray(a), np.asarray(b)
-            what = f"{np.sum(a != b)} of {a.size} entries differ" if a.shape == b.shape else f"shape {a.shape}, {b.shape}"
+            what = (
+                f"{np.sum(a != b)} of {a.size} entries differ" if a.shape == b.shape else f"shape {a.shape}, {b.shape}"
+            )
             pytest.fail(f"not the same bits: {a.dtype}, {b.dtype}; {what}")
 
     return check

@@ -92,9 +92,13 @@ def test_shapes_of_retrieve(argument, came, changes):
 
 
 def test_the_sentence_of_the_design():
-    with pytest.raises(ValueError, match=re.escape("hopfield.retrieve: patterns has shape (5, 7); expected (..., N, d=8)")):
+    with pytest.raises(
+        ValueError, match=re.escape("hopfield.retrieve: patterns has shape (5, 7); expected (..., N, d=8)")
+    ):
         call("retrieve", patterns=shape(5, 7))
-    with pytest.raises(ValueError, match=re.escape("hopfield.retrieve: beta is -1.0; expected a positive finite number")):
+    with pytest.raises(
+        ValueError, match=re.escape("hopfield.retrieve: beta is -1.0; expected a positive finite number")
+    ):
         call("retrieve", beta=-1.0)
 
 
@@ -233,7 +237,9 @@ def test_out_is_writable():
     assert (out == 0).all()
 
 
-@pytest.mark.parametrize("changes", [{"beta": -1.0}, {"patterns": shape(5, 7)}, {"mask": np.ones(4, bool)}, {"steps": 0}])
+@pytest.mark.parametrize(
+    "changes", [{"beta": -1.0}, {"patterns": shape(5, 7)}, {"mask": np.ones(4, bool)}, {"steps": 0}]
+)
 def test_a_refused_call_leaves_out_alone(changes):
     out = np.full((3, 2), 7.0)
     with pytest.raises(ValueError):

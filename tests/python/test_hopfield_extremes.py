@@ -48,7 +48,17 @@ def check(dtype, out, q, x, beta, v=None):
     return clear
 
 
-SCALES = [(1, 1), (1, 0), (0, 1), (1, -1), (-1, 1), (2 / 3, 1), (-1, -1), (0.5, 0.5), (0.7, 0.7)]  # of state, of patterns: powers of HUGE
+SCALES = [
+    (1, 1),
+    (1, 0),
+    (0, 1),
+    (1, -1),
+    (-1, 1),
+    (2 / 3, 1),
+    (-1, -1),
+    (0.5, 0.5),
+    (0.7, 0.7),
+]  # of state, of patterns: powers of HUGE
 
 
 @pytest.mark.parametrize("beta", [1e-6, 1.0, 1e6])

@@ -196,7 +196,7 @@ def test_weights_are_a_distribution(rng, dtype, beta, N):
     assert (weights >= 0).all() and (weights <= 1 + 4 * acc.eps(dtype)).all()
     q, x, beta = acc.widen(dtype, q, x, beta)
     expected = ref.weigh(q, x, beta).p
-    S = acc.largest_score(q, x, beta)[:, None]
+    S = acc.score_size(q, x, beta)[:, None]
     assert (np.abs(weights - expected) <= acc.C_READ * acc.eps(dtype) * ((1 + S) * expected + 1)).all()
 
 
@@ -272,7 +272,9 @@ def test_a_pattern_stored_twice_counts_double(rng):
 # ------------------------------------------------------------- a row never depends on the rows beside it: bitwise
 
 
-@pytest.mark.parametrize("n, N, d", [(2, 1, 1), (9, 7, 3), (65, 193, 16), (385, 191, 33), (129, 1000, 64), (200, 20_000, 16)])
+@pytest.mark.parametrize(
+    "n, N, d", [(2, 1, 1), (9, 7, 3), (65, 193, 16), (385, 191, 33), (129, 1000, 64), (200, 20_000, 16)]
+)
 @pytest.mark.parametrize("steps", [1, 3])
 def test_a_row_alone_is_the_row_in_a_batch(rng, dtype, same_bits, n, N, d, steps):
     q, x = rng.standard_normal((n, d)).astype(dtype), rng.standard_normal((N, d)).astype(dtype)

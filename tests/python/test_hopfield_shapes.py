@@ -176,7 +176,19 @@ def test_the_result_is_fresh_and_contiguous(rng, dtype):
 
 # -------------------------------------------------------------------------------------------------------- masks
 
-MASKS = [(9,), (1,), (1, 9), (5, 1), (5, 9), (3, 1, 9), (3, 5, 9), (2, 1, 5, 9), (2, 3, 5, 9), (1, 1, 1, 9), (1, 3, 5, 1)]
+MASKS = [
+    (9,),
+    (1,),
+    (1, 9),
+    (5, 1),
+    (5, 9),
+    (3, 1, 9),
+    (3, 5, 9),
+    (2, 1, 5, 9),
+    (2, 3, 5, 9),
+    (1, 1, 1, 9),
+    (1, 3, 5, 1),
+]
 
 
 @pytest.mark.parametrize("shape", MASKS, ids=str)
@@ -261,7 +273,9 @@ def test_out_over_an_operand_is_right_or_refused(rng, dtype, same_bits, which, s
     plain = rc.hopfield.retrieve(q, x, beta=0.7, values=v, steps=steps)
     room = np.concatenate([q, x, v])
     q, x, v = room[:100], room[100:200], room[200:]
-    out = {"state": q, "patterns": x, "values": v, "shifted state": room[3:103], "half of the patterns": room[150:250]}[which]
+    out = {"state": q, "patterns": x, "values": v, "shifted state": room[3:103], "half of the patterns": room[150:250]}[
+        which
+    ]
     try:
         rc.hopfield.retrieve(q, x, beta=0.7, values=v, steps=steps, out=out)
     except ValueError as error:
@@ -300,7 +314,11 @@ def test_shapes_at_random(data):
 
     n, N, d = (data.draw(st.integers(0 if k < 2 else 1, 30), "nNd"[k]) for k in range(3))
     q, x = draw(rng, dtype, *part("state"), n, d), draw(rng, dtype, *part("patterns"), N, d)
-    v = draw(rng, dtype, *part("values"), N, data.draw(st.integers(1, 9), "e")) if data.draw(st.booleans(), "values?") else None
+    v = (
+        draw(rng, dtype, *part("values"), N, data.draw(st.integers(1, 9), "e"))
+        if data.draw(st.booleans(), "values?")
+        else None
+    )
     full = np.broadcast_shapes(q.shape[:-2], x.shape[:-2], () if v is None else v.shape[:-2])
     beta = rng.uniform(0.1, 3, full[len(full) - data.draw(st.integers(0, len(full)), "beta") :]).astype(dtype)
     mask = rng.random((*full, n, N)) < 0.6 if data.draw(st.booleans(), "mask?") else None

@@ -36,7 +36,9 @@ def test_the_sweep_notices_errors(dtype):
             @staticmethod
             def retrieve(*args, **named):
                 info = rc.hopfield.retrieve(*args, **named)
-                return info._replace(state=info.state * dtype(1 + 16 * acc.eps(dtype)), energy=info.energy * dtype(1 + 1e-3))
+                return info._replace(
+                    state=info.state * dtype(1 + 16 * acc.eps(dtype)), energy=info.energy * dtype(1 + 1e-3)
+                )
 
     found = acc.violations(dtype, acc.sweep(Worse, dtype, 500)[1])
     assert any("retrieve" in line for line in found) and any("energy" in line for line in found)

@@ -27,7 +27,11 @@ def everything(q, x, v, mask, beta=0.4):
     found += rc.hopfield.retrieve(q, x, beta=beta, steps=2, return_info=True)
     found += rc.hopfield.retrieve(q, x, beta=beta, values=v, mask=mask, return_info=True)
     u = np.random.default_rng(0)
-    for function, more in ((rc.hopfield.retrieve, {"steps": 2}), (rc.hopfield.retrieve, {"values": v, "mask": mask}), (rc.hopfield.energy, {})):
+    for function, more in (
+        (rc.hopfield.retrieve, {"steps": 2}),
+        (rc.hopfield.retrieve, {"values": v, "mask": mask}),
+        (rc.hopfield.energy, {}),
+    ):
         out, pullback = rc.vjp(function, q, x, beta=beta, **more)
         found += [out, *pullback(u.standard_normal(out.shape).astype(out.dtype))]
     return found
@@ -60,7 +64,9 @@ def test_the_same_bits_over_heads_and_iterations(rng, dtype, same_bits):
     for count in COUNTS:
         rc.set_num_threads(count)
         out, pullback = rc.vjp(rc.hopfield.retrieve, q, x, beta=beta, steps=3)
-        found.append([*rc.hopfield.retrieve(q, x, beta=beta, steps=None, return_info=True), out, *pullback(np.ones_like(out))])
+        found.append(
+            [*rc.hopfield.retrieve(q, x, beta=beta, steps=None, return_info=True), out, *pullback(np.ones_like(out))]
+        )
     for other in found[1:]:
         for a, b in zip(other, found[0], strict=True):
             same_bits(a, b)
@@ -251,7 +257,11 @@ def test_fork_while_another_thread_computes(rng):
 def run(code, **environment):
     path = os.pathsep.join(p for p in sys.path if p)
     return subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path} | environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": path} | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
 

@@ -46,11 +46,11 @@ class EnergyGradients(NamedTuple):
 
 
 class Weights(NamedTuple):
-    z: np.ndarray         # (..., n, N) scores
-    p: np.ndarray         # (..., n, N) softmax(beta z), zero where not admissible
-    keep: np.ndarray      # (..., n, N) admissible?
-    count: np.ndarray     # (..., n) how many are admissible: the N of that row
-    lse: np.ndarray       # (..., n)
+    z: np.ndarray  # (..., n, N) scores
+    p: np.ndarray  # (..., n, N) softmax(beta z), zero where not admissible
+    keep: np.ndarray  # (..., n, N) admissible?
+    count: np.ndarray  # (..., n) how many are admissible: the N of that row
+    lse: np.ndarray  # (..., n)
     mean_lse: np.ndarray  # (..., n) lse - log(N) / beta, without the cancellation of the two
 
 
