@@ -99,7 +99,7 @@ void gradients() {
   CHECK_FAILS(type, "hopfield.retrieve: d_values has dtype float64; expected float32", back(f({3, 2}), f({3, 2}), {{}, {}, g({6, 2}), {}, {}}));
   CHECK_FAILS(type, "hopfield.retrieve: d_beta has dtype float32; expected float64", back(f({3, 2}), f({3, 2}), {{}, {}, {}, f({}), {}}));
   CHECK_FAILS(value, "hopfield.retrieve: d_beta has shape (1,); expected ()", back(f({3, 2}), f({3, 2}), {{}, {}, {}, g({1}), {}}));
-  CHECK_FAILS(value, "hopfield.energy: energy has shape (4,); expected (3,)", hopfield::energy_backward(in, "softmax", kept, f({4}), {}));
+  CHECK_FAILS(value, "hopfield.energy: d_out has shape (4,); expected (3,)", hopfield::energy_backward(in, "softmax", kept, f({4}), {}));
   CHECK_FAILS(value, "hopfield.energy: separation is 'hard'; expected 'softmax'", hopfield::energy_backward(in, "hard", kept, f({3}), {}));
 }
 

@@ -71,7 +71,7 @@ void too_many_axes() {
 /// An energy reads nothing, so there is nothing to put where a read goes.
 void energy_without_a_read() {
   std::vector<float> out(3 * 32);
-  refused("out", __LINE__, [&] { hopfield::energy(right(), "softmax", {Array(out.data(), {3, 32}), {}, {}, {}, {}, {}}); });
+  refused("state", __LINE__, [&] { hopfield::energy(right(), "softmax", {Array(out.data(), {3, 32}), {}, {}, {}, {}, {}}); });
 }
 
 /// One call for each thing that a gradient or a selection cannot do without, or cannot give.
@@ -89,13 +89,13 @@ void what_is_needed(int which) {
     case 0: return refused("out", __LINE__, [&] { of_read({}, row); });
     case 1: return refused("out", __LINE__, [&] { of_read(f({3, 1}), read); });
     case 2: return refused("d_out", __LINE__, [&] { of_read(read, {}); });
-    case 3: return refused("energy", __LINE__, [&] { of_energy(kept, {}); });
+    case 3: return refused("d_out", __LINE__, [&] { of_energy(kept, {}); });
     case 4: return refused("largest", __LINE__, [&] { of_energy({}, row); });
     case 5: return refused("log_sum", __LINE__, [&] { of_energy({f({3}), {}}, row); });
-    case 6: return refused("d_values", __LINE__, [&] { hopfield::retrieve_backward(no_values, "softmax", kept, f({3, 4}), f({3, 4}), d_values); });
+    case 6: return refused("values", __LINE__, [&] { hopfield::retrieve_backward(no_values, "softmax", kept, f({3, 4}), f({3, 4}), d_values); });
     case 7: return refused("beta", __LINE__, [&] { hopfield::energy_backward(negative, "softmax", kept, row, d_in); });
     case 8: return refused("weights", __LINE__, [&] { hopfield::nearest(in, "softmax", Array(whole, {3, 2}), {}); });
-    case 9: return refused("k is 0", __LINE__, [&] { hopfield::nearest(in, "softmax", {}, f({3, 2})); });
+    case 9: return refused("indices", __LINE__, [&] { hopfield::nearest(in, "softmax", {}, f({3, 2})); });
     default: return refused("state", __LINE__, [&] { in.state = f({-3, 4}), hopfield::energy(in, "softmax", {}); });
   }
 }

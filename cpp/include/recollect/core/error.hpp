@@ -3,7 +3,9 @@
 /// kind; the sentence names the op, the argument, what came and what was expected.
 #pragma once
 
+#include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -27,17 +29,24 @@ namespace detail {
 inline std::string text(std::string_view part) { return std::string(part); }
 inline std::string text(const char* part) { return part; }
 
-/// The shortest decimal that reads back as the same double, as in Python: 0.1 and not 0.10000000000000001.
+/// The shortest decimal that reads back as the same double, as in Python: 0.1 and not 0.10000000000000001, 100.0 and not 1e+02.
 inline std::string text(double number) {
-  std::string shortest;
-  for (int digits = 1; digits <= 17; ++digits) {
-    char buffer[40];
+  char buffer[64];
+  int digits = 1;
+  for (; digits < 17; ++digits) {
     std::snprintf(buffer, sizeof buffer, "%.*g", digits, number);
-    shortest = buffer;
-    if (std::stod(shortest) == number) break;
+    if (std::strtod(buffer, nullptr) == number) break;
   }
-  if (shortest.find_first_not_of("-0123456789") == std::string::npos) shortest += ".0";
-  return shortest;
+  std::snprintf(buffer, sizeof buffer, "%.*g", digits, number);
+  const double size = number < 0 ? -number : number;
+  if (size >= 1e-4 && size < 1e16) {
+    int before = 1;  // digits before the point
+    for (double power = 10; power <= size; power *= 10) ++before;
+    for (double power = 1; power > size; power /= 10) --before;
+    std::snprintf(buffer, sizeof buffer, "%.*f", digits > before ? digits - before : 1, number);
+  }
+  if (number == 0) return std::signbit(number) ? "-0.0" : "0.0";
+  return buffer;
 }
 
 template <class Integer>

@@ -12,7 +12,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <exception>
-#include <memory>
+#include <system_error>
 #include <thread>
 #include <type_traits>
 
@@ -63,11 +63,15 @@ struct Region {
 
 class ThreadPool final : public Executor {
  public:
-  explicit ThreadPool(int threads) : threads_(threads) {
-    for (int i = 1; i < threads; ++i) std::thread([this] { serve(); }).detach();
+  /// Where the system gives fewer threads than wanted, the pool works with those it has.
+  explicit ThreadPool(int wanted) : wanted_(wanted) {
+    try {
+      for (; threads_ < wanted; ++threads_) std::thread([this] { serve(); }).detach();
+    } catch (const std::system_error&) {
+    }
   }
 
-  int threads() const { return threads_; }
+  int wanted() const { return wanted_; }
 
   /// A second caller at the same time, or a task that itself calls parallel_for, runs its tasks on its own thread.
   void run(index_t tasks, Task task, void* context) override {
@@ -124,14 +128,17 @@ class ThreadPool final : public Executor {
     }
   }
 
-  const int threads_;
+  friend class Pools;
+  const int wanted_;
+  int threads_ = 1;  // the caller of a region is one of them
+  ThreadPool* retired_before_ = nullptr;
   Region* region_ = nullptr;
   std::atomic<bool> busy_{false}, stop_{false};
   std::atomic<int> gate_{0}, generation_{0};
 };
 
-/// The current pool of this process. Pools are made when first used and never freed: a worker may still be waking up in one, and a
-/// forked child inherits the memory of its parent's pool but none of its threads, so it starts its own.
+/// The current pool of this process. Pools are made when first used and never freed, only kept in a list: a worker may still be waking
+/// up in one, and a forked child inherits the memory of its parent's pool but none of its threads, so it starts its own.
 class Pools {
  public:
   static Pools& instance() {
@@ -143,25 +150,36 @@ class Pools {
 
   void set_threads(int count) {
     threads_.store(count);
-    if (ThreadPool* old = pool_.exchange(nullptr); old && process_.load() == getpid()) old->retire();
+    put_away(pool_.exchange(nullptr));
   }
 
   ThreadPool& pool() {
-    const auto process = getpid();
-    ThreadPool* current = pool_.load(std::memory_order_acquire);
-    if (current && process_.load() == process) return *current;
-    auto* fresh = new ThreadPool(threads_.load());
-    process_.store(process);
-    if (pool_.compare_exchange_strong(current, fresh)) return *fresh;
-    fresh->retire();
-    return pool();
+    while (true) {
+      ThreadPool* current = pool_.load(std::memory_order_acquire);
+      if (current && process_.load() == getpid() && current->wanted() == threads_.load()) return *current;
+      if (current && process_.load() != getpid()) current->stop_.store(true);  // its workers stayed in the parent
+      auto* fresh = new ThreadPool(threads_.load());
+      process_.store(getpid());
+      if (pool_.compare_exchange_strong(current, fresh))
+        put_away(current);
+      else
+        put_away(fresh);
+    }
   }
 
   std::atomic<Executor*> injected{nullptr};
 
  private:
+  void put_away(ThreadPool* pool) {
+    if (!pool) return;
+    pool->retire();
+    ThreadPool* before = retired_.load();
+    do pool->retired_before_ = before;
+    while (!retired_.compare_exchange_weak(before, pool));
+  }
+
   std::atomic<int> threads_{default_threads()};
-  std::atomic<ThreadPool*> pool_{nullptr};
+  std::atomic<ThreadPool*> pool_{nullptr}, retired_{nullptr};
   std::atomic<pid_t> process_{0};
 };
 

@@ -67,7 +67,15 @@ class Shapes {
          row.broadcast ? " or a shape that broadcasts to it" : "");
   }
 
+  void check_extents(const ShapeRow& row, const ConstArray& array) const {
+    for (int axis = 0; axis < array.rank; ++axis)
+      if (array.extents[axis] < 0) fail(status::value, op_, ": ", row.name, " has shape ", array.shape_text(), "; expected no negative extent");
+    if (leading(row, array) > max_rank - 2)
+      fail(status::value, op_, ": ", row.name, " has ", leading(row, array), " leading axes; at most ", max_rank - 2, " are supported");
+  }
+
   void bind_letters(const ShapeRow& row, const ConstArray& array) {
+    check_extents(row, array);
     const std::string wanted = letters(row);
     const int count = static_cast<int>(wanted.size());
     const std::string sentence = expected(row);  // with the letters that earlier operands have bound, not this one's own

@@ -26,7 +26,7 @@ struct View {
 
   template <class... Indices>
   T& operator()(Indices... indices) const {
-    static_assert(sizeof...(Indices) == Rank);
+    static_assert(sizeof...(Indices) == Rank, "a view takes one index for each of its axes");
     index_t offset = 0;
     int axis = 0;
     ((offset += static_cast<index_t>(indices) * strides[axis++]), ...);

@@ -27,7 +27,8 @@ struct exp2_constants<double> {
                                  0x1.b524fae627834p-24, 0x1.e6063f7217bc6p-28, 0x1.e9d3fe3952179p-32};
 };
 
-/// T is the number type, V the same or a packet of it. NaN stays NaN, -inf gives exactly 0.
+/// T is the number type, V a packet of it. -inf gives exactly 0. NaN stays NaN: it reaches the result through f, never through the bits
+/// of the exponent, which its payload would spoil.
 template <class T, class V>
 inline V exp2(V x) {
   using constants = exp2_constants<T>;
@@ -38,8 +39,8 @@ inline V exp2(V x) {
   const V f = x - n;
   V p = V(constants::c[degree - 1]);
   for (int i = degree - 2; i >= 0; --i) p = fma(p, f, V(constants::c[i]));
-  p = fma(p, f, V(T(1)));
-  return scale_by_exponent(p, n, shifted);
+  const V power = power_of_two(n, shifted);
+  return fma(p * f, power, power);
 }
 
 }  // namespace recollect::math

@@ -2,6 +2,8 @@
 /// `attention::attend` on the CPU; the contract is in spec/attention.hpp.
 #pragma once
 
+#include <utility>
+
 #include "recollect/ops/recall.hpp"
 #include "recollect/ops/recall_checks.hpp"
 #include "recollect/ops/recall_gradients.hpp"
@@ -74,6 +76,8 @@ inline void attend_backward(const operands& in, causal rule, const saved& kept, 
   using detail::as_output;
   constexpr std::string_view op = detail::op;
   detail::check(in);
+  for (const auto& [argument, array] : {std::pair{"out", out}, {"d_out", d_out}, {"largest", kept.largest}, {"log_sum", kept.log_sum}})
+    detail::check_given(op, argument, array);
   const dtype type = in.query.type;
   detail::check_gradient(op, "d_query", d_in.query, in.query, type);
   detail::check_gradient(op, "d_key", d_in.key, in.key, type);

@@ -66,15 +66,28 @@ inline void check_results(std::string_view op, const operands& in, const Shapes&
   check_output(op, "converged", out.converged, dtype::boolean, shapes, {n});
 }
 
-/// The gradient of either op: `out` is that of a read, and `d_out` of its shape; without it `d_out` is that of an energy.
+inline void check_beta(std::string_view op, const ConstArray& beta) {
+  check_numbers(op, "beta", beta, [](double b) { return b > 0 && std::isfinite(b); }, "a positive finite number");
+}
+
+/// The gradient of either op; `out` is that of a read, and not given for an energy.
 inline void backward(std::string_view op, const operands& in, std::string_view separation, const saved& kept, const ConstArray& out,
                      const ConstArray& d_out, const gradients& d_in) {
   check(op, in);
+  check_beta(op, in.beta);
   const Shapes shapes = check_gradients(op, in, d_in);
-  results same;
-  (out.given() ? same.state : same.energy) = as_output(d_out);
-  same.saved = {as_output(kept.largest), as_output(kept.log_sum)};
-  check_results(op, in, shapes, same);
+  check_given(op, "d_out", d_out);
+  check_given(op, "largest", kept.largest);
+  check_given(op, "log_sum", kept.log_sum);
+  results forward;
+  forward.state = as_output(out);
+  forward.saved = {as_output(kept.largest), as_output(kept.log_sum)};
+  check_results(op, in, shapes, forward);
+  const index_t n = shapes.extent('n'), width = in.values.given() ? shapes.extent('e') : shapes.extent('d');
+  if (out.given())
+    check_output(op, "d_out", as_output(d_out), in.state.type, shapes, {n, width});
+  else
+    check_output(op, "d_out", as_output(d_out), in.state.type, shapes, {n});
   with_problem(in, shapes, op, separation, [&]<class T, class Separation>(const RecallProblem<T>& problem) {
     const auto place = [&](const ConstArray& array) {
       return problem.fold.template place_output<const T>(as_output(array), shapes.batch_rank());
@@ -93,8 +106,9 @@ inline void backward(std::string_view op, const operands& in, std::string_view s
 /// E of every state pattern, into out.energy; lse and what is saved if wanted. Cost O(n N d) time, O(block) memory.
 inline void energy(const operands& in, std::string_view separation, const results& out) {
   constexpr std::string_view op = "hopfield.energy";
+  if (out.state.given()) fail(status::value, op, ": state is given as an output; an energy moves no state");
   const Shapes shapes = detail::check(op, in);
-  detail::check_numbers(op, "beta", in.beta, [](double b) { return b > 0 && std::isfinite(b); }, "a positive finite number");
+  detail::check_beta(op, in.beta);
   detail::check_results(op, in, shapes, out);
   detail::with_problem(in, shapes, op, separation, [&]<class T, class Separation>(const detail::RecallProblem<T>& problem) {
     const auto results = detail::place_results(problem, shapes, out);
@@ -112,7 +126,7 @@ inline void energy_backward(const operands& in, std::string_view separation, con
 inline void retrieve(const operands& in, const parameters& p, const results& out) {
   constexpr std::string_view op = "hopfield.retrieve";
   const Shapes shapes = detail::check(op, in);
-  detail::check_numbers(op, "beta", in.beta, [](double b) { return b > 0 && std::isfinite(b); }, "a positive finite number");
+  detail::check_beta(op, in.beta);
   if (p.steps < 1) fail(status::value, op, ": steps is ", p.steps, "; expected at least 1");
   detail::check_results(op, in, shapes, out);
   detail::with_problem(in, shapes, op, p.separation, [&]<class T, class Separation>(const detail::RecallProblem<T>& problem) {
@@ -127,7 +141,9 @@ inline void retrieve(const operands& in, const parameters& p, const results& out
 inline void nearest(const operands& in, std::string_view separation, const Array& indices, const Array& weights) {
   constexpr std::string_view op = "hopfield.nearest";
   const Shapes shapes = detail::check(op, in);
-  detail::check_numbers(op, "beta", in.beta, [](double b) { return b > 0 && std::isfinite(b); }, "a positive finite number");
+  detail::check_beta(op, in.beta);
+  detail::check_given(op, "indices", indices);
+  detail::check_given(op, "weights", weights);
   const index_t n = shapes.extent('n'), k = indices.rank > 0 ? indices.extents[indices.rank - 1] : 0;
   if (k < 1 || k > shapes.extent('N')) fail(status::value, op, ": k is ", k, "; expected a number from 1 to N=", shapes.extent('N'));
   detail::check_output(op, "indices", indices, dtype::int64, shapes, {n, k});
@@ -144,6 +160,7 @@ inline void nearest(const operands& in, std::string_view separation, const Array
 /// d_in = J^T d_out of one step with output `out`; several steps are several calls, last step first. Cost 5/2 of the forward pass.
 inline void retrieve_backward(const operands& in, std::string_view separation, const saved& kept, const ConstArray& out,
                               const ConstArray& d_out, const gradients& d_in) {
+  detail::check_given("hopfield.retrieve", "out", out);
   detail::backward("hopfield.retrieve", in, separation, kept, out, d_out, d_in);
 }
 

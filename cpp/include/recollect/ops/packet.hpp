@@ -39,15 +39,15 @@ struct Packet {
   friend T sum(Packet a) { return Eigen::internal::predux(a.r); }
   friend T largest(Packet a) { return Eigen::internal::predux_max(a.r); }
 
-  /// a * 2^n for a whole number n in packet form, held in the low bits of shifted = n + exponent_shift.
-  friend Packet scale_by_exponent(Packet a, [[maybe_unused]] Packet n, [[maybe_unused]] Packet shifted) {
+  /// 2^n for a whole number n <= 0, held as a number in n and in the low bits of shifted = n + exponent_shift.
+  friend Packet power_of_two([[maybe_unused]] Packet n, [[maybe_unused]] Packet shifted) {
     using namespace Eigen::internal;
     if constexpr (std::is_same_v<T, float> && width > 1) {
       using Integer = typename unpacket_traits<Register>::integer_packet;
-      const Integer bits = plogical_shift_left<23>(preinterpret<Integer>(shifted.r));
-      return preinterpret<Register>(padd(preinterpret<Integer>(a.r), bits));
+      const Integer exponent = plogical_shift_left<23>(preinterpret<Integer>(shifted.r));
+      return preinterpret<Register>(padd(preinterpret<Integer>(pset1<Register>(1.0f)), exponent));
     } else {
-      return pldexp(a.r, n.r);
+      return pldexp(pset1<Register>(T(1)), n.r);
     }
   }
 };

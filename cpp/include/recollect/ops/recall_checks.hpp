@@ -9,17 +9,18 @@
 
 namespace recollect::detail {
 
+inline void check_given(std::string_view op, const char* argument, const ConstArray& array) {
+  if (!array.given()) fail(status::value, op, ": ", argument, " is missing");
+}
+
 /// The names of state, memory, values, scale and mask in the words of an op.
 using RecallNames = std::array<const char*, 5>;
 
 inline void check_recall_types(std::string_view op, const RecallNames& names, const ConstArray& state, const ConstArray& memory,
                                const ConstArray& values, const ConstArray& scale, const ConstArray& mask) {
-  const auto needed = [&](const char* argument, const ConstArray& array) {
-    if (!array.given()) fail(status::value, op, ": ", argument, " is missing");
-  };
-  needed(names[0], state);
-  needed(names[1], memory);
-  needed(names[3], scale);
+  check_given(op, names[0], state);
+  check_given(op, names[1], memory);
+  check_given(op, names[3], scale);
   if (state.type != dtype::float32 && state.type != dtype::float64)
     fail(status::type, op, ": ", names[0], " has dtype ", name(state.type), "; expected float32 or float64");
   const auto stored = [&](const char* argument, const ConstArray& array) {
@@ -76,6 +77,7 @@ inline Array as_output(const ConstArray& array) {
 /// A gradient that is wanted has the shape of its operand.
 inline void check_gradient(std::string_view op, const char* argument, const Array& wanted, const ConstArray& operand, dtype type) {
   if (!wanted.given()) return;
+  check_given(op, argument + 2, operand);  // the gradient d_x of an operand x
   if (wanted.rank != operand.rank ||
       !std::equal(wanted.extents.begin(), wanted.extents.begin() + wanted.rank, operand.extents.begin()))
     fail(status::value, op, ": ", argument, " has shape ", wanted.shape_text(), "; expected ", operand.shape_text());
