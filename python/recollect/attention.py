@@ -133,7 +133,7 @@ def operands(
     dtype = _array.arithmetic(q, k, v, b)
     if isinstance(causal, np.bool_):
         causal = bool(causal)
-    if causal is not True and causal is not False and causal != "top-left":
+    if not isinstance(causal, bool) and not (isinstance(causal, str) and causal == "top-left"):
         raise ValueError(f"{op}: causal is {causal!r}; expected False, True or 'top-left'")
     if scale is None:
         scale = 1 / sqrt(q.shape[-1]) if q.ndim and q.shape[-1] else 1.0

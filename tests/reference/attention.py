@@ -182,8 +182,13 @@ def gradients(query, key, value, d_out, *, absolute=False, **more):
 
 
 def largest_score(x, w):
-    """S of every row, (..., n): the largest sum of magnitudes that makes a score, or the sink."""
-    s = np.where(x.keep, np.abs(x.scale * w.z) + np.abs(x.bias), 0).max(axis=-1, initial=0)
+    """S of every row, (..., n): the largest sum of magnitudes that makes a score, or the sink.
+
+    Partial sums of query . key are as large as |query| |key| / sqrt(d) where the products themselves happen to cancel.
+    """
+    norms = [np.sqrt((a * a).sum(axis=-1)) for a in (x.query, x.key)]
+    partial = norms[0][..., :, None] * norms[1][..., None, :] / np.sqrt(x.query.shape[-1]).astype(w.z.dtype)
+    s = np.where(x.keep, np.abs(x.scale) * (np.abs(w.z) + partial) + np.abs(x.bias), 0).max(axis=-1, initial=0)
     return np.maximum(s, np.where(np.isfinite(x.sink), np.abs(x.sink), 0)[..., 0])
 
 

@@ -266,18 +266,16 @@ class RecallBackward {
 
   /// Whether no row of the group looks at some pattern of this tile; then `keep` says which are left.
   bool hides(const Group& g, index_t first, index_t count, bool* keep) const {
-    const T* bias = p_.bias && p_.shared_by_rows(p_.bias) ? p_.at(p_.bias, g.outer, g.first) + first * p_.bias.inner : nullptr;
-    std::fill(keep, keep + count, !p_.mask);
-    for (index_t r = 0; p_.mask && r < (p_.shared_by_rows(p_.mask) ? 1 : g.count); ++r) {
-      const bool* mask = p_.at(p_.mask, g.outer, g.first + r) + first * p_.mask.inner;
-      for (index_t i = 0; i < count; ++i) keep[i] |= mask[i * p_.mask.inner];
+    std::fill(keep, keep + count, false);
+    const bool alike = p_.shared_by_rows(p_.mask) && p_.shared_by_rows(p_.bias);
+    for (index_t r = 0; r < (alike ? 1 : g.count); ++r) {
+      const bool* mask = p_.mask ? p_.at(p_.mask, g.outer, g.first + r) + first * p_.mask.inner : nullptr;
+      const T* bias = p_.bias ? p_.at(p_.bias, g.outer, g.first + r) + first * p_.bias.inner : nullptr;
+      for (index_t i = 0; mask && !bias && i < count; ++i) keep[i] |= mask[i * p_.mask.inner];
+      for (index_t i = 0; bias && i < count; ++i)
+        keep[i] |= bias[i * p_.bias.inner] != -std::numeric_limits<T>::infinity() && (!mask || mask[i * p_.mask.inner]);
     }
-    bool all = true;
-    for (index_t i = 0; i < count; ++i) {
-      if (bias && bias[i * p_.bias.inner] == -std::numeric_limits<T>::infinity()) keep[i] = false;
-      all &= keep[i];
-    }
-    return !all;
+    return !std::all_of(keep, keep + count, [](bool kept) { return kept; });
   }
 
   void clear_masked(index_t count, const Workspace& w) const {

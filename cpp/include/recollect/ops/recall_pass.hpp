@@ -188,22 +188,25 @@ class RecallPass {
     }
   }
 
-  /// What all rows add to the scores of a tile: the bias they share, and -inf where every one of them may not look. Returns how many
-  /// patterns that leaves.
+  /// What all rows add to the scores of a tile: the bias they share, and -inf where none of them may look. Returns how many patterns
+  /// that leaves.
   static index_t share_bias(const Cues<T>& cues, index_t first, index_t count, const Workspace& work) {
-    if (!cues.mask && !(cues.bias && cues.shared_bias)) return count;
-    const T* shared = cues.bias && cues.shared_bias ? cues.bias[0] + first * cues.bias_stride : nullptr;
+    constexpr T never = -std::numeric_limits<T>::infinity();
+    if (!cues.mask && !cues.bias) return count;
     bool* seen = work.seen;
-    std::fill(seen, seen + count, !cues.mask);
-    for (index_t r = 0; cues.mask && r < (cues.shared_mask ? 1 : cues.rows); ++r) {
-      const bool* mask = cues.mask[r] + first * cues.mask_stride;
-      for (index_t i = 0; i < count; ++i) seen[i] |= mask[i * cues.mask_stride];
+    std::fill(seen, seen + count, false);
+    const index_t different = (cues.mask && !cues.shared_mask) || (cues.bias && !cues.shared_bias) ? cues.rows : 1;
+    for (index_t r = 0; r < different; ++r) {
+      const bool* mask = cues.mask ? cues.mask[r] + first * cues.mask_stride : nullptr;
+      const T* bias = cues.bias ? cues.bias[r] + first * cues.bias_stride : nullptr;
+      for (index_t i = 0; mask && !bias && i < count; ++i) seen[i] |= mask[i * cues.mask_stride];
+      for (index_t i = 0; bias && i < count; ++i) seen[i] |= bias[i * cues.bias_stride] != never && (!mask || mask[i * cues.mask_stride]);
     }
+    const T* shared = cues.bias && cues.shared_bias ? cues.bias[0] + first * cues.bias_stride : nullptr;
     index_t admissible = 0;
     for (index_t i = 0; i < count; ++i) {
-      const T own = shared ? shared[i * cues.bias_stride] * static_cast<T>(log2_e) : T(0);
-      work.bias[i] = seen[i] ? own : -std::numeric_limits<T>::infinity();
-      admissible += work.bias[i] != -std::numeric_limits<T>::infinity();
+      work.bias[i] = !seen[i] ? never : shared ? shared[i * cues.bias_stride] : T(0);
+      admissible += seen[i];
     }
     std::fill(work.bias + count, work.bias + padded<T>(count), T(0));
     return admissible;
@@ -239,7 +242,7 @@ class RecallPass {
     const T* bias = cues.bias && !cues.shared_bias ? cues.bias[row] + first * cues.bias_stride : nullptr;
     if (shared)
       for (index_t i = 0; i < padded<T>(count); i += Packet<T>::width)
-        (Packet<T>::load(scores + i) + Packet<T>::load(work.bias + i)).store(scores + i);
+        fma(Packet<T>::load(work.bias + i), Packet<T>(static_cast<T>(log2_e)), Packet<T>::load(scores + i)).store(scores + i);
     if (bias)
       for (index_t i = 0; i < own; ++i) scores[i] += bias[i * cues.bias_stride] * static_cast<T>(log2_e);
     if (mask)
