@@ -7,6 +7,8 @@
 
 #include "recollect/core/parallel.hpp"
 #include "recollect/ops/packet.hpp"
+#include "recollect/spec/attention.hpp"
+#include "recollect/spec/hopfield.hpp"
 #include "recollect/version.hpp"
 
 namespace nb = nanobind;
@@ -37,6 +39,19 @@ nb::dict build_info() {
   return info;
 }
 
+/// The shape tables of all ops, so that what documentation says can be held against them.
+nb::dict shapes() {
+  nb::dict tables;
+  const auto add = [&](const char* op, const auto& table) {
+    nb::dict rows;
+    for (const recollect::ShapeRow& row : table) rows[row.name] = row.dims;
+    tables[op] = rows;
+  };
+  add("hopfield", recollect::hopfield::operand_shapes);
+  add("attention", recollect::attention::operand_shapes);
+  return tables;
+}
+
 }  // namespace
 
 NB_MODULE(RECOLLECT_MODULE, m) {
@@ -48,6 +63,7 @@ NB_MODULE(RECOLLECT_MODULE, m) {
     }
   });
   m.def("build_info", &build_info);
+  m.def("shapes", &shapes);
   m.def("get_num_threads", &recollect::get_num_threads);
   m.def("set_num_threads", &recollect::set_num_threads, nb::arg("n"));
   recollect::python::bind_hopfield(m);
