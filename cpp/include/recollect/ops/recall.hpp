@@ -158,7 +158,8 @@ class Recall {
       if (measures_) {
         const double moved = distance(next, state, width);
         block.converged[r] = moved <= steps_.rest;
-        if (!(steps_.tol >= 0 && moved <= steps_.tol)) block.active[still++] = r;
+        // Nor does a row go on that has become NaN: it will not come to rest.
+        if (steps_.tol < 0 || moved > steps_.tol) block.active[still++] = r;
       } else {
         block.active[still++] = r;
       }
