@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _array, hopfield
+from . import _array
+from . import _hopfield as hopfield
 from ._core import core
 from ._vjp import pullback_of
 

@@ -9,7 +9,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from . import _array, _checks, hopfield
+from . import _array, _checks
+from . import _hopfield as hopfield
 from ._files import PathLike, load_arrays, open_array, open_in_place, save_arrays
 from ._store import Snapshot, Store
 

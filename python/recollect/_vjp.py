@@ -63,6 +63,6 @@ def vjp(op: Callable[..., Any], /, *args: Any, **kwargs: Any) -> tuple[Any, Call
     try:
         rule = _rules[op]
     except (KeyError, TypeError):
-        known = ", ".join(sorted(f"{f.__module__.removeprefix('recollect.')}.{f.__name__}" for f in _rules))
+        known = ", ".join(sorted(f"{f.__module__.removeprefix('recollect.').lstrip('_')}.{f.__name__}" for f in _rules))
         raise TypeError(f"vjp: op is {op!r}; expected one of {known}") from None
     return rule(*args, **kwargs)

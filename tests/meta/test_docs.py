@@ -29,7 +29,7 @@ def test_every_parameter_is_described(function):
 
 @pytest.mark.parametrize("function", OPS, ids=lambda f: f.__name__)
 def test_shapes_are_those_that_are_checked(function):
-    table = core.shapes()[function.__module__.removeprefix("recollect.")]
+    table = core.shapes()[function.__module__.removeprefix("recollect.").lstrip("_")]
     for name, text in described(function).items():
         if name not in table:
             continue
