@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import operator
 from math import sqrt
 from typing import Any, Literal, NamedTuple
 
@@ -48,6 +49,7 @@ def attend(
     mask: ArrayLike | None = None,
     bias: ArrayLike | None = None,
     sink: ArrayLike | None = None,
+    top_k: int | None = None,
     return_lse: bool = False,
     out: NDArray[Any] | None = None,
 ) -> NDArray[Any] | Attention:
@@ -78,6 +80,9 @@ def attend(
         is made from it.
     sink : float or array broadcast to the leading axes, optional
         One more logit, of a key whose value is zero: exp(sink) in the sum, nothing in the output.
+    top_k : int, optional
+        Attend to the `top_k` keys with the largest scores alone, among equals the lower number first: softmax over them, gradients
+        through them. From 1 to m.
     return_lse : bool
         Also return lse.
     out : array, optional
@@ -99,7 +104,7 @@ def attend(
 
     Notes
     -----
-    O(n m (d + e)) time, half of it if causal, and O(block) memory. A row's result depends on no other row, and on no number of
+    O(n m (d + e)) time, half of it if causal, or O(n m d + n k e) with top_k = k, and O(block) memory. A row's result depends on no other row, and on no number of
     threads, to the last bit. Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, eq. 1; Ramsauer et al. 2020,
     https://arxiv.org/abs/2008.02217, section 3.
 
@@ -117,9 +122,24 @@ def attend(
     shape = rows_shape(op, ops)
     full = (*shape, ops.value.shape[-1] if ops.value.ndim >= 2 else 0)
     result = _array.output(op, out, ungrouped(full, heads, 2), ops.dtype, *ops[:7])
-    lse = np.empty(shape, ops.dtype) if return_lse else None
-    core.attention_attend(*ops[:7], ops.causal, result.reshape(full), lse=lse)
-    return result if lse is None else Attention(result, lse.reshape(ungrouped(shape, heads, 1)))
+    told = {"lse": np.empty(shape, ops.dtype)} if return_lse else {}
+    if top_k is None:
+        core.attention_attend(*ops[:7], ops.causal, result.reshape(full), **told)
+    else:
+        core.attention_top_k(*ops[:7], ops.causal, result.reshape(full), *selection(op, top_k, shape, ops), **told)
+    return Attention(result, told["lse"].reshape(ungrouped(shape, heads, 1))) if told else result
+
+
+def selection(op: str, top_k: Any, shape: tuple[int, ...], ops: Operands) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    """Room for the numbers and the weights of the keys that are selected."""
+    try:
+        k = operator.index(top_k)
+    except TypeError:
+        raise TypeError(f"{op}: top_k is {top_k!r}; expected a whole number or None") from None
+    keys = ops.key.shape[-2] if ops.key.ndim >= 2 else 0
+    if not 1 <= k <= keys:
+        raise ValueError(f"{op}: top_k is {k}; expected a number from 1 to m={keys}")
+    return np.empty((*shape, k), np.int64), np.empty((*shape, k), ops.dtype)
 
 
 def operands(

@@ -84,8 +84,9 @@ struct WantedGradients {
   Wanted state, stored, values, beta, bias, sink;
 };
 
-template <class T, class Separation>
-void run_backward(const RecallProblem<T>& p, const RecallCotangents<T>& cotangents, const WantedGradients& wanted) {
+/// Calls run(RecallGradients<T>) with places for what is wanted.
+template <class T, class Run>
+void with_gradients(const RecallProblem<T>& p, const WantedGradients& wanted, Run&& run) {
   if (p.outer == 0 || p.rows == 0) {
     for (const Wanted* w : {&wanted.state, &wanted.stored, &wanted.values, &wanted.bias}) clear<T>(w->array);
     for (const Wanted* w : {&wanted.beta, &wanted.sink}) clear<double>(w->array);
@@ -112,12 +113,17 @@ void run_backward(const RecallProblem<T>& p, const RecallCotangents<T>& cotangen
   const MemoryGradient<T> values(p.fold, wanted.values.bound, wanted.values.array, p.patterns, p.value_width);
   to.d_stored = stored.place();
   to.d_values = values.place();
-  RecallBackward<T, Separation>(p, cotangents, to).run();
+  run(to);
   stored.finish();
   values.finish();
   if (states) sum_rows(p, state, states->data(), p.width);
   if (betas) sum_rows(p, of_rows(wanted.beta), betas->data(), 1);
   if (sinks) sum_rows(p, of_rows(wanted.sink), sinks->data(), 1);
+}
+
+template <class T, class Separation>
+void run_backward(const RecallProblem<T>& p, const RecallCotangents<T>& cotangents, const WantedGradients& wanted) {
+  with_gradients<T>(p, wanted, [&](const RecallGradients<T>& to) { RecallBackward<T, Separation>(p, cotangents, to).run(); });
 }
 
 }  // namespace recollect::detail
