@@ -69,7 +69,8 @@ def attend(
         backward(
             *ops[:7],
             ops.causal,
-            *kept,
+            kept[0],
+            kept[1],
             result,
             cotangent.reshape(result.shape),
             **{f"d_{name}": gradient for name, gradient in room.items()},
