@@ -267,7 +267,9 @@ class RecallPass {
     for (index_t i = P::width; i < count; i += P::width) most = max(P::load(scores + i), most);
     const T tile_largest = largest(most), shrink = softmax.raise(tile_largest);
     if (best.k > 0 && tile_largest > best.threshold())
-      for (index_t i = 0; i < count; ++i) best.offer(scores[i], first + i);
+      for (index_t i = 0; i < count; i += P::width)
+        if (largest(P::load(scores + i)) > best.threshold())
+          for (index_t j = i; j < std::min(i + P::width, count); ++j) best.offer(scores[j], first + j);
     const P reference(softmax.reference());
     P total(T(0));
     for (index_t i = 0; i < count; i += P::width) {
