@@ -103,7 +103,7 @@ void load_rows(const StoredRows& stored, index_t first, index_t count, Tile<T>& 
 }
 
 /// Turns one strip of rows, from `first` on, into a panel; columns beyond `count` are zero. With Fetch, the rows two strips further on
-/// are asked for early: no hardware sees the pattern in sixteen rows read side by side, and memory would be waited for.
+/// are asked for early and in order: no hardware sees the pattern in rows that are read side by side, and memory would be waited for.
 template <class T, bool Fetch = false>
 void turn_strip(const Tile<T>& tile, index_t first, index_t count, T* panel) {
   using P = Packet<T>;
@@ -111,6 +111,8 @@ void turn_strip(const Tile<T>& tile, index_t first, index_t count, T* panel) {
   const index_t width = tile.row_stride;
   for (index_t j = 0; j < columns; j += P::width) {
     const T* rows = tile.rows + (first + j) * width;
+    if constexpr (Fetch)
+      for (index_t k = 0; k < P::width * width; k += 64 / static_cast<index_t>(sizeof(T))) __builtin_prefetch(rows + 2 * columns * width + k);
     const index_t there = std::min<index_t>(count - first - j, P::width);
     for (index_t k = 0; k < width; k += P::width) {
       P square[P::width];
@@ -120,9 +122,6 @@ void turn_strip(const Tile<T>& tile, index_t first, index_t count, T* panel) {
       } else {
         for (index_t i = 0; i < P::width; ++i) square[i] = i < there ? P::load(rows + i * width + k) : P(T(0));
       }
-      if constexpr (Fetch)
-#pragma GCC unroll 16
-        for (index_t i = 0; i < P::width; ++i) __builtin_prefetch(rows + (2 * columns + i) * width + k);
       transpose(square);
 #pragma GCC unroll 16
       for (index_t i = 0; i < P::width; ++i) square[i].store(panel + (k + i) * columns + j);
