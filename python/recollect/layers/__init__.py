@@ -14,13 +14,17 @@ name. ``layer(...)`` is the output alone.
 ...     parameter -= 0.01 * gradients[name]
 """
 
+from .gaussian_head import GaussianHead, GaussianHeadGradients
 from .hopfield import Hopfield, HopfieldGradients
 from .hopfield_layer import HopfieldLayer, HopfieldLayerGradients
 from .hopfield_pooling import HopfieldPooling, HopfieldPoolingGradients
 from .layer_norm import LayerNorm, LayerNormGradients
 from .multi_head_attention import MultiHeadAttention, MultiHeadAttentionGradients
+from .transformer_encoder_block import TransformerEncoderBlock, TransformerEncoderBlockGradients, sinusoidal_positions
 
 __all__ = [
+    "GaussianHead",
+    "GaussianHeadGradients",
     "Hopfield",
     "HopfieldGradients",
     "HopfieldLayer",
@@ -31,4 +35,7 @@ __all__ = [
     "LayerNormGradients",
     "MultiHeadAttention",
     "MultiHeadAttentionGradients",
+    "TransformerEncoderBlock",
+    "TransformerEncoderBlockGradients",
+    "sinusoidal_positions",
 ]

@@ -85,8 +85,9 @@ class Hopfield(Roles[HopfieldGradients]):
     ``norm_hopfield_space``, each ``.weight`` and ``.bias``; ``bias_stored_pattern`` (H d,) and ``bias_pattern_projection``. Weights
     start as N(0, 0.02^2), normalisations as 1 and 0, biases as 0.
 
-    Options and defaults are those of hopfield-layers, but no row depends on others: each stops by itself and heads have
-    their own beta; a row that may see nothing gives Z = 0. Arrays are batch first, and there is no dropout. Ramsauer et al. 2020,
+    Options and defaults are those of hopfield-layers, but no row depends on others: each stops by itself, by its own
+    movement, and heads have their own beta; a row that may see nothing gives Z = 0. Arrays are batch first, `mask` says what to keep
+    and not what to drop, and there is no dropout. Ramsauer et al. 2020,
     https://arxiv.org/abs/2008.02217, eq. 10 and section 3.
 
     Examples
@@ -267,7 +268,8 @@ class Hopfield(Roles[HopfieldGradients]):
         mask : bool array, broadcast to (..., H, L, S), optional
             The association mask, True where a state pattern may see a stored pattern; one for each batch entry is (B, 1, L, S).
         stored_pattern_padding_mask : bool array (..., S), optional
-            True where a stored pattern is padding. Alone it costs nothing of size L S.
+            True where a stored pattern is padding. Alone it costs nothing of size L S. Padding must be finite, for the sake of the
+            gradients of projections.
 
         Returns
         -------

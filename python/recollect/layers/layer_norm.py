@@ -99,4 +99,5 @@ class LayerNorm(Layer[LayerNormGradients]):
             gradients: Gradients = {}
             return LayerNormGradients(back(d_out, gradients), gradients)
 
-        return out, Tape(self, out.shape, pullback)
+        # Without parameters the output is what the tape keeps, and the caller may write to the output.
+        return (out if self.parameters else out.copy()), Tape(self, out.shape, pullback)

@@ -156,7 +156,8 @@ class MultiHeadAttention(Layer[MultiHeadAttentionGradients]):
         mask : bool array, broadcast to (..., H, n, m), optional
             True where a query may attend to a key; a mask for each batch entry is (B, 1, n, m).
         key_padding_mask : bool array (..., m), optional
-            True where a key is padding, as PyTorch has it. Alone it costs nothing of size n m.
+            True where a key is padding, as PyTorch has it. Alone it costs nothing of size n m. Padding must be finite, for the sake
+            of the gradients of projections.
 
         Returns
         -------
