@@ -63,7 +63,11 @@ def check_gradients(layer, inputs, rng, frozen=(), **options):
 def stir(layer, rng, size=0.5):
     """Every parameter away from where it starts, so that no gradient is zero by luck."""
     for name, array in layer.parameters.items():
-        array += size * rng.standard_normal(array.shape).astype(array.dtype) / (np.sqrt(array.shape[-1]) if name.endswith("weight") else 1)
+        array += (
+            size
+            * rng.standard_normal(array.shape).astype(array.dtype)
+            / (np.sqrt(array.shape[-1]) if name.endswith("weight") else 1)
+        )
     return layer
 
 

@@ -106,10 +106,14 @@ def causal_keep(n, m, rule):
 def test_multi_head_causal(rng, dtype, rule, m):
     layer = stir(MHA(8, 2, dtype=dtype), rng)
     inputs = given(rng, dtype, (3, 5, 8), (3, m, 8), None)
-    np.testing.assert_allclose(layer(*inputs, causal=rule), expected(layer, *inputs, causal_keep(5, m, rule)), **tolerance(dtype))
+    np.testing.assert_allclose(
+        layer(*inputs, causal=rule), expected(layer, *inputs, causal_keep(5, m, rule)), **tolerance(dtype)
+    )
 
 
-@pytest.mark.parametrize("shape", [(5, 7), (7,), (1, 7), (5, 1), (2, 5, 7), (3, 1, 5, 7), (3, 2, 5, 7), (3, 1, 1, 7), (1, 2, 1, 1)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(5, 7), (7,), (1, 7), (5, 1), (2, 5, 7), (3, 1, 5, 7), (3, 2, 5, 7), (3, 1, 1, 7), (1, 2, 1, 1)], ids=str
+)
 @pytest.mark.parametrize("padded", [False, True])
 def test_multi_head_masks(rng, dtype, shape, padded):
     layer = stir(MHA(8, 2, dtype=dtype), rng)
@@ -285,8 +289,17 @@ def test_wrong_calls(rng):
     refused(lambda: layer(x[0, 0], k, v), ValueError, op, "query", "(8,)")
     refused(lambda: layer(x, k, v, mask=np.ones((5, 6), bool)), ValueError, op, "mask", "(5, 6)", "(3, 2, 5, 7)")
     refused(lambda: layer(x, k, v, mask=np.ones((5, 7))), TypeError, op, "mask", "float64", "bool")
-    refused(lambda: layer(x, k, v, key_padding_mask=np.ones((3, 5), bool)), ValueError, op, "key_padding_mask", "(3, 5)", "(3, 7)")
-    refused(lambda: layer(x, k, v, key_padding_mask=np.ones((3, 7))), TypeError, op, "key_padding_mask", "float64", "bool")
+    refused(
+        lambda: layer(x, k, v, key_padding_mask=np.ones((3, 5), bool)),
+        ValueError,
+        op,
+        "key_padding_mask",
+        "(3, 5)",
+        "(3, 7)",
+    )
+    refused(
+        lambda: layer(x, k, v, key_padding_mask=np.ones((3, 7))), TypeError, op, "key_padding_mask", "float64", "bool"
+    )
     refused(lambda: layer(x, k, v, causal="both"), ValueError, op, "causal", "both")
     refused(lambda: layer(x.astype(str), k, v), TypeError, op, "query", "dtype")
     refused(lambda: layer.backward(tape, out[0]), ValueError, op, "d_out", "(5, 8)", "(3, 5, 8)")
@@ -294,7 +307,14 @@ def test_wrong_calls(rng):
     refused(lambda: MHA(8, 2).backward(tape, out), ValueError, op, "tape")
     refused(lambda: layer.load_state_dict({}), ValueError, op, "query.weight", "(8, 8)")
     refused(lambda: layer.load_state_dict([]), TypeError, op, "list")
-    refused(lambda: MHA(8, 2).load_state_dict({"in_proj_weight": np.ones((20, 8))}), ValueError, op, "in_proj_weight", "(20, 8)", "24")
+    refused(
+        lambda: MHA(8, 2).load_state_dict({"in_proj_weight": np.ones((20, 8))}),
+        ValueError,
+        op,
+        "in_proj_weight",
+        "(20, 8)",
+        "24",
+    )
     refused(lambda: rc.layers.LayerNorm(8)(x[..., :5]), ValueError, "layers.LayerNorm", "x", "(3, 5, 5)", "width=8")
     refused(lambda: rc.layers.LayerNorm(8, eps=-1.0), ValueError, "layers.LayerNorm", "eps", "-1.0")
     layer.parameters["key.bias"] = np.zeros(3)

@@ -14,7 +14,10 @@ MAKERS = {
     "LayerNorm": (lambda **o: L.LayerNorm(8, **o), [(3, 5, 8)]),
     "LayerNorm without parameters": (lambda **o: L.LayerNorm(8, affine=False, **o), [(3, 5, 8)]),
     "MultiHeadAttention": (lambda **o: L.MultiHeadAttention(8, 2, **o), [(3, 5, 8), (3, 7, 8), (3, 7, 8)]),
-    "Hopfield": (lambda **o: L.Hopfield(8, num_heads=2, update_steps_max=2, scaling=[0.5, 1.0], **o), [(3, 7, 8), (3, 5, 8), (3, 7, 8)]),
+    "Hopfield": (
+        lambda **o: L.Hopfield(8, num_heads=2, update_steps_max=2, scaling=[0.5, 1.0], **o),
+        [(3, 7, 8), (3, 5, 8), (3, 7, 8)],
+    ),
     "HopfieldPooling": (lambda **o: L.HopfieldPooling(8, quantity=2, num_heads=2, **o), [(3, 7, 8), (3, 7, 8)]),
     "HopfieldLayer": (lambda **o: L.HopfieldLayer(8, quantity=6, lookup_weights_as_separated=True, **o), [(3, 7, 8)]),
     "GaussianHead": (lambda **o: L.GaussianHead(7, 2, **o), [(3, 2, 7, 4)]),
@@ -89,7 +92,9 @@ def test_nothing_given_is_written_to_and_the_output_is_the_callers(rng, kind):
 
 
 @every_layer
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))], ids=["copy", "pickle"])
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))], ids=["copy", "pickle"]
+)
 def test_copies_are_independent(rng, kind, duplicate):
     layer, inputs = pair(kind, rng)
     other = duplicate(layer)

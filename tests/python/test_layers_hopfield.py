@@ -10,7 +10,9 @@ from tests.reference import layers as ref
 Hopfield = rc.layers.Hopfield
 B, H, L, S = 3, 4, 5, 7  # more than one batch entry and head, and no two sizes equal
 STATIC = {"stored_pattern_as_static": 0, "state_pattern_as_static": 1, "pattern_projection_as_static": 2}
-UNNORMALISED = dict.fromkeys(("normalize_stored_pattern", "normalize_state_pattern", "normalize_pattern_projection"), False)
+UNNORMALISED = dict.fromkeys(
+    ("normalize_stored_pattern", "normalize_state_pattern", "normalize_pattern_projection"), False
+)
 
 
 def tolerance(dtype):
@@ -81,7 +83,9 @@ def test_values(rng, dtype, case):
     given = inputs(layer, rng, dtype)
     out = layer(*given)
     assert out.dtype == dtype
-    np.testing.assert_allclose(out, expected(layer, options, *given, scaling=options.get("scaling")), **tolerance(dtype))
+    np.testing.assert_allclose(
+        out, expected(layer, options, *given, scaling=options.get("scaling")), **tolerance(dtype)
+    )
 
 
 @every_case
@@ -92,7 +96,9 @@ def test_values_with_masks(rng, case):
     mask[1, 0, 2] = False
     out = layer(*given, mask=mask, stored_pattern_padding_mask=padding)
     keep = mask & ~padding[:, None, None]
-    np.testing.assert_allclose(out, expected(layer, options, *given, keep, options.get("scaling")), **tolerance(np.float64))
+    np.testing.assert_allclose(
+        out, expected(layer, options, *given, keep, options.get("scaling")), **tolerance(np.float64)
+    )
 
 
 @every_case
@@ -120,17 +126,23 @@ def test_permuting_stored_patterns_changes_nothing(rng, case):
     layer, _ = made(case, rng=rng)
     stored, state, projection = inputs(layer, rng)
     order = rng.permutation(S)
-    np.testing.assert_allclose(layer(stored[:, order], state, projection[:, order]), layer(stored, state, projection), atol=1e-11)
+    np.testing.assert_allclose(
+        layer(stored[:, order], state, projection[:, order]), layer(stored, state, projection), atol=1e-11
+    )
 
 
-@pytest.mark.parametrize("mask", [(S,), (L, 1), (L, S), (H, 1, 1), (H, L, S), (B, 1, L, S), (B, 1, 1, S), (B, H, L, S)], ids=str)
+@pytest.mark.parametrize(
+    "mask", [(S,), (L, 1), (L, S), (H, 1, 1), (H, L, S), (B, 1, L, S), (B, 1, 1, S), (B, H, L, S)], ids=str
+)
 @pytest.mark.parametrize("extra", [False, True])
 def test_mask_forms(rng, mask, extra):
     options = {"add_zero_association": extra, "concat_bias_pattern": extra, "update_steps_max": 1, "num_heads": H}
     layer = stir(Hopfield(8, dtype=np.float64, **options), rng)
     given = inputs(layer, rng)
     keep = rng.random(mask) < 0.6
-    np.testing.assert_allclose(layer(*given, mask=keep), expected(layer, options, *given, keep), **tolerance(np.float64))
+    np.testing.assert_allclose(
+        layer(*given, mask=keep), expected(layer, options, *given, keep), **tolerance(np.float64)
+    )
 
 
 def test_one_array_in_several_roles(rng):
@@ -145,18 +157,30 @@ def test_one_array_in_several_roles(rng):
 def test_no_updates_is_attention(rng, dtype):
     layer = stir(Hopfield(8, num_heads=2, dtype=dtype, **UNNORMALISED), rng)
     attention = rc.layers.MultiHeadAttention(8, 2, dtype=dtype)
-    for ours, theirs in (("state_pattern", "query"), ("stored_pattern", "key"), ("pattern_projection", "value"), ("output", "output")):
+    for ours, theirs in (
+        ("state_pattern", "query"),
+        ("stored_pattern", "key"),
+        ("pattern_projection", "value"),
+        ("output", "output"),
+    ):
         for kind in ("weight", "bias"):
             attention.parameters[f"{theirs}.{kind}"][...] = layer.parameters[f"{ours}.{kind}"]
     stored, state, projection = inputs(layer, rng, dtype)
-    np.testing.assert_allclose(layer(stored, state, projection), attention(state, stored, projection), **tolerance(dtype))
+    np.testing.assert_allclose(
+        layer(stored, state, projection), attention(state, stored, projection), **tolerance(dtype)
+    )
 
 
 # ---------------------------------------------------------------------------------------- updates until rest
 
 
 def test_until_rest(rng):
-    options = {"num_heads": H, "update_steps_max": None, "update_steps_eps": 1e-9, "scaling": np.array([0.5, 1.0, 3.0, 30.0])}
+    options = {
+        "num_heads": H,
+        "update_steps_max": None,
+        "update_steps_eps": 1e-9,
+        "scaling": np.array([0.5, 1.0, 3.0, 30.0]),
+    }
     layer = stir(Hopfield(8, dtype=np.float64, **options), rng)
     given = inputs(layer, rng)
     np.testing.assert_allclose(layer(*given), expected(layer, options, *given, scaling=options["scaling"]), atol=1e-7)
@@ -164,7 +188,9 @@ def test_until_rest(rng):
 
 def test_rows_stop_by_themselves(rng):
     """With a coarse eps, what a row takes part with does not change where it stops."""
-    layer = stir(Hopfield(8, num_heads=2, update_steps_max=None, update_steps_eps=0.2, scaling=2.0, dtype=np.float64), rng)
+    layer = stir(
+        Hopfield(8, num_heads=2, update_steps_max=None, update_steps_eps=0.2, scaling=2.0, dtype=np.float64), rng
+    )
     stored, state, _ = inputs(layer, rng)
     whole = layer(stored, state)
     for b in range(B):
@@ -173,7 +199,9 @@ def test_rows_stop_by_themselves(rng):
 
 
 def test_gradients_until_rest(rng):
-    layer = stir(Hopfield(8, num_heads=2, update_steps_max=None, update_steps_eps=1e-11, scaling=1.0, dtype=np.float64), rng)
+    layer = stir(
+        Hopfield(8, num_heads=2, update_steps_max=None, update_steps_eps=1e-11, scaling=1.0, dtype=np.float64), rng
+    )
     check_gradients(layer, inputs(layer, rng), rng)
 
 
@@ -194,7 +222,10 @@ def test_gradients_like_torch(rng, steps):
         x = torch.nn.functional.linear(x, p[f"{role}.weight"], p[f"{role}.bias"])
         return x.reshape(B, -1, 2, 4).transpose(1, 2)
 
-    k, q, v = (heads(x, role) for x, role in zip(tensors, ("stored_pattern", "state_pattern", "pattern_projection"), strict=True))
+    k, q, v = (
+        heads(x, role)
+        for x, role in zip(tensors, ("stored_pattern", "state_pattern", "pattern_projection"), strict=True)
+    )
     beta = torch.tensor(scaling).reshape(2, 1, 1)
     for _ in range(steps):
         q = torch.softmax(beta * q @ k.transpose(-1, -2), -1) @ k
@@ -215,7 +246,15 @@ def test_gradients_like_torch(rng, steps):
 
 
 def test_without_parameters_it_is_retrieval(rng, dtype):
-    layer = Hopfield(num_heads=2, **dict.fromkeys(STATIC, True), **UNNORMALISED, disable_out_projection=True, scaling=[1.0, 4.0], update_steps_max=1, dtype=dtype)
+    layer = Hopfield(
+        num_heads=2,
+        **dict.fromkeys(STATIC, True),
+        **UNNORMALISED,
+        disable_out_projection=True,
+        scaling=[1.0, 4.0],
+        update_steps_max=1,
+        dtype=dtype,
+    )
     assert layer.parameters == {}
     stored, state, values = (rng.standard_normal(shape).astype(dtype) for shape in ((B, S, 6), (B, L, 6), (B, S, 2)))
     out, tape = layer.forward(stored, state, values)
@@ -223,7 +262,9 @@ def test_without_parameters_it_is_retrieval(rng, dtype):
     np.testing.assert_allclose(out, np.concatenate([one, two], axis=-1), **tolerance(dtype))
     assert layer.backward(tape, out).parameters == {}
     refused(lambda: layer(stored, state[..., :5]), ValueError, "layers.Hopfield", "state", "(3, 5, 5)", "6")
-    assert (Hopfield(num_heads=2, **dict.fromkeys(STATIC, True), **UNNORMALISED, disable_out_projection=True).scaling == 1).all()
+    assert (
+        Hopfield(num_heads=2, **dict.fromkeys(STATIC, True), **UNNORMALISED, disable_out_projection=True).scaling == 1
+    ).all()
 
 
 def test_wrong_calls(rng):
@@ -239,8 +280,21 @@ def test_wrong_calls(rng):
     refused(lambda: Hopfield(8, update_steps_max=-1), ValueError, op, "update_steps_max", "-1")
     refused(lambda: Hopfield(8, update_steps_max=1.5), TypeError, op, "update_steps_max", "1.5")
     refused(lambda: Hopfield(8, update_steps_eps=0.0), ValueError, op, "update_steps_eps", "0.0")
-    refused(lambda: Hopfield(8, concat_bias_pattern=True, stored_pattern_as_static=True), ValueError, op, "concat_bias_pattern", "static")
-    refused(lambda: Hopfield(8, pattern_projection_as_connected=True, pattern_projection_size=6), ValueError, op, "pattern_projection_size", "6", "8")
+    refused(
+        lambda: Hopfield(8, concat_bias_pattern=True, stored_pattern_as_static=True),
+        ValueError,
+        op,
+        "concat_bias_pattern",
+        "static",
+    )
+    refused(
+        lambda: Hopfield(8, pattern_projection_as_connected=True, pattern_projection_size=6),
+        ValueError,
+        op,
+        "pattern_projection_size",
+        "6",
+        "8",
+    )
     refused(lambda: Hopfield(8, hiden_size=4), TypeError, "hiden_size")
     refused(lambda: layer(y[..., :7], r, u), ValueError, op, "stored", "(3, 7, 7)", "8")
     refused(lambda: layer(y, r[0, 0], u), ValueError, op, "state", "(8,)")
@@ -249,6 +303,12 @@ def test_wrong_calls(rng):
     refused(lambda: layer(y, r[:2], u), ValueError, op, "state", "(2, 5, 8)")
     refused(lambda: layer(y, r, u, mask=np.ones((S, L), bool)), ValueError, op, "mask", "(7, 5)", "(3, 2, 5, 7)")
     refused(lambda: layer(y, r, u, mask=np.zeros((L, S))), TypeError, op, "mask", "float64", "bool")
-    refused(lambda: layer(y, r, u, stored_pattern_padding_mask=np.ones((B, L), bool)), ValueError, op, "stored_pattern_padding_mask", "(3, 5)")
+    refused(
+        lambda: layer(y, r, u, stored_pattern_padding_mask=np.ones((B, L), bool)),
+        ValueError,
+        op,
+        "stored_pattern_padding_mask",
+        "(3, 5)",
+    )
     out, tape = layer.forward(y, r, u)
     refused(lambda: layer.backward(tape, out[..., :4]), ValueError, op, "d_out", "(3, 5, 4)", "(3, 5, 8)")

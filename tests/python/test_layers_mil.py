@@ -44,7 +44,13 @@ def test_trained_pooling_beats_mean_and_max(rng):
         for c in (0.01, 0.1, 1.0):
             model = linear.LogisticRegression(C=c, max_iter=2000).fit(pool(x, axis=1), labels)
             fixed = max(fixed, model.score(pool(unseen, axis=1), truth))
-    options = {"num_heads": 4, "hidden_size": 16, "output_size": 1, "scaling": 1.0, "normalize_pattern_projection": False}
+    options = {
+        "num_heads": 4,
+        "hidden_size": 16,
+        "output_size": 1,
+        "scaling": 1.0,
+        "normalize_pattern_projection": False,
+    }
     layer = rc.layers.HopfieldPooling(64, rng=rng, **options)
     adam(layer, x, labels, rng)
     learned = ((layer(unseen)[:, 0] > 0) == truth).mean()

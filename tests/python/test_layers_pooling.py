@@ -12,7 +12,9 @@ from tests.reference import layers as ref
 
 Pooling, Lookup = rc.layers.HopfieldPooling, rc.layers.HopfieldLayer
 STATIC = {"stored_pattern_as_static": True, "state_pattern_as_static": True, "pattern_projection_as_static": True}
-PLAIN = dict.fromkeys(("normalize_stored_pattern", "normalize_state_pattern", "normalize_pattern_projection"), False) | {"disable_out_projection": True}
+PLAIN = dict.fromkeys(
+    ("normalize_stored_pattern", "normalize_state_pattern", "normalize_pattern_projection"), False
+) | {"disable_out_projection": True}
 
 
 def expected(layer, heads, stored, state, projection, **more):
@@ -21,12 +23,24 @@ def expected(layer, heads, stored, state, projection, **more):
     return ref.hopfield(p, heads, stored, state, projection, keep, beta=np.full(heads, (8 // heads) ** -0.5), **more)
 
 
-@pytest.mark.parametrize("options", [{}, {"update_steps_max": 2}, {"add_zero_association": True, "concat_bias_pattern": True}, {"pattern_projection_as_connected": True}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"update_steps_max": 2},
+        {"add_zero_association": True, "concat_bias_pattern": True},
+        {"pattern_projection_as_connected": True},
+    ],
+)
 def test_pooling(rng, options):
     layer = stir(Pooling(8, quantity=3, num_heads=2, dtype=np.float64, **options), rng)
     bags, read = rng.standard_normal((4, 20, 8)), rng.standard_normal((4, 20, 8))
     state = np.broadcast_to(layer.parameters["pooling_weights"], (4, 3, 8))
-    more = {"steps": options.get("update_steps_max", 0), "zero_row": "add_zero_association" in options, "connected": "pattern_projection_as_connected" in options}
+    more = {
+        "steps": options.get("update_steps_max", 0),
+        "zero_row": "add_zero_association" in options,
+        "connected": "pattern_projection_as_connected" in options,
+    }
     for given in ([bags], [bags, read]):
         out = layer(*given)
         assert out.shape == (4, 3 * 8)
@@ -39,7 +53,9 @@ def test_pooling(rng, options):
 @pytest.mark.parametrize("separate", [False, True])
 @pytest.mark.parametrize("options", [{}, {"update_steps_max": 2}, {"add_zero_association": True}])
 def test_lookup(rng, options, separate):
-    layer = stir(Lookup(8, quantity=6, num_heads=2, lookup_weights_as_separated=separate, dtype=np.float64, **options), rng)
+    layer = stir(
+        Lookup(8, quantity=6, num_heads=2, lookup_weights_as_separated=separate, dtype=np.float64, **options), rng
+    )
     data = rng.standard_normal((4, 5, 8))
     stored = np.broadcast_to(layer.parameters["lookup_weights"], (4, 6, 8))
     targets = np.broadcast_to(layer.parameters["target_weights"], (4, 6, 8)) if separate else stored
@@ -61,19 +77,50 @@ def test_bags_do_not_see_each_other(rng):
 
 
 def test_static_roles_and_other_widths(rng):
-    layer = stir(Pooling(8, quantity=3, hidden_size=4, stored_pattern_size=6, pattern_projection_size=7, state_pattern_as_static=True, dtype=np.float64), rng)
+    layer = stir(
+        Pooling(
+            8,
+            quantity=3,
+            hidden_size=4,
+            stored_pattern_size=6,
+            pattern_projection_size=7,
+            state_pattern_as_static=True,
+            dtype=np.float64,
+        ),
+        rng,
+    )
     assert layer.parameters["pooling_weights"].shape == (3, 4)
     check_gradients(layer, [rng.standard_normal((2, 9, 6)), rng.standard_normal((2, 9, 7))], rng)
-    layer = stir(Lookup(8, quantity=3, hidden_size=4, stored_pattern_as_static=True, pattern_projection_as_static=True, dtype=np.float64), rng)
+    layer = stir(
+        Lookup(
+            8,
+            quantity=3,
+            hidden_size=4,
+            stored_pattern_as_static=True,
+            pattern_projection_as_static=True,
+            dtype=np.float64,
+        ),
+        rng,
+    )
     assert layer.parameters["lookup_weights"].shape == (3, 4)
     check_gradients(layer, [rng.standard_normal((2, 9, 8))], rng)
 
 
 def test_what_is_not_trainable_has_no_gradient(rng):
-    check_gradients(Pooling(8, trainable=False, dtype=np.float64), [rng.standard_normal((2, 9, 8))], rng, frozen=["pooling_weights"])
+    check_gradients(
+        Pooling(8, trainable=False, dtype=np.float64), [rng.standard_normal((2, 9, 8))], rng, frozen=["pooling_weights"]
+    )
     data = [rng.standard_normal((2, 9, 8))]
-    for options, frozen in (({"trainable": False}, "lookup_weights"), ({"lookup_targets_as_trainable": False}, "target_weights")):
-        check_gradients(Lookup(8, quantity=3, lookup_weights_as_separated=True, dtype=np.float64, **options), data, rng, frozen=[frozen])
+    for options, frozen in (
+        ({"trainable": False}, "lookup_weights"),
+        ({"lookup_targets_as_trainable": False}, "target_weights"),
+    ):
+        check_gradients(
+            Lookup(8, quantity=3, lookup_weights_as_separated=True, dtype=np.float64, **options),
+            data,
+            rng,
+            frozen=[frozen],
+        )
 
 
 # ------------------------------------------------------------------------------------------------------ needles
@@ -130,13 +177,19 @@ def test_wrong_calls(rng):
     op = "layers.HopfieldPooling"
     bags = rng.standard_normal((3, 9, 8))
     refused(lambda: Pooling(8, quantity=0), ValueError, op, "quantity", "0")
-    refused(lambda: Pooling(8, num_heads=3), ValueError, "layers.Hopfield", "num_heads", "3", "8")
+    refused(lambda: Pooling(8, num_heads=3), ValueError, op, "num_heads", "3", "8")
     refused(lambda: Pooling(**STATIC, **PLAIN), ValueError, op, "input_size", "None")
     refused(lambda: Pooling(8, quantites=2), TypeError, "quantites")
     refused(lambda: layer(bags[..., :7]), ValueError, op, "stored", "(3, 9, 7)", "8")
     refused(lambda: layer(bags, bags[:, :8]), ValueError, op, "projection", "(3, 8, 8)", "S=9")
     refused(lambda: layer(bags, mask=np.ones((9, 2), bool)), ValueError, op, "mask", "(9, 2)", "(3, 2, 2, 9)")
-    refused(lambda: layer(bags, stored_pattern_padding_mask=np.ones((3, 8), bool)), ValueError, op, "stored_pattern_padding_mask", "(3, 8)")
+    refused(
+        lambda: layer(bags, stored_pattern_padding_mask=np.ones((3, 8), bool)),
+        ValueError,
+        op,
+        "stored_pattern_padding_mask",
+        "(3, 8)",
+    )
     out, tape = layer.forward(bags)
     refused(lambda: layer.backward(tape, out[:, :8]), ValueError, op, "d_out", "(3, 8)", "(3, 16)")
     layer.parameters["pooling_weights"] = np.ones((3, 8), np.float32)

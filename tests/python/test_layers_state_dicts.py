@@ -23,7 +23,9 @@ def theirs_of(layer, prefix=""):
         arrays[f"{core}in_proj_weight"] = np.concatenate(projections)
     else:
         arrays |= {f"{core}{letter}_proj_weight": w for letter, w in zip("qkv", projections, strict=True)}
-    arrays[f"{core}in_proj_bias"] = np.concatenate([p[f"{role}.bias"] for role in ("state_pattern", "stored_pattern", "pattern_projection")])
+    arrays[f"{core}in_proj_bias"] = np.concatenate(
+        [p[f"{role}.bias"] for role in ("state_pattern", "stored_pattern", "pattern_projection")]
+    )
     arrays |= {f"{core}out_proj.{kind}": p[f"output.{kind}"] for kind in ("weight", "bias")}
     for name, array in p.items():
         if name.startswith("norm_hopfield_space."):
@@ -31,7 +33,9 @@ def theirs_of(layer, prefix=""):
         elif name.startswith("norm_"):
             arrays[prefix + name] = array
         elif name.startswith("bias_"):
-            arrays[core + {"bias_stored_pattern": "bias_k", "bias_pattern_projection": "bias_v"}[name]] = array[None, None]
+            arrays[core + {"bias_stored_pattern": "bias_k", "bias_pattern_projection": "bias_v"}[name]] = array[
+                None, None
+            ]
         elif name.endswith("_weights"):
             arrays[name] = array[None]
     return arrays
@@ -40,7 +44,12 @@ def theirs_of(layer, prefix=""):
 OPTIONS = [
     {"num_heads": 2},
     {"num_heads": 2} | SIZES,
-    {"num_heads": 4, "concat_bias_pattern": True, "normalize_hopfield_space": True, "normalize_hopfield_space_affine": True},
+    {
+        "num_heads": 4,
+        "concat_bias_pattern": True,
+        "normalize_hopfield_space": True,
+        "normalize_hopfield_space_affine": True,
+    },
 ]
 
 
@@ -56,7 +65,10 @@ def test_their_names(rng, options):
 def test_their_names_of_the_wrappers(rng):
     pooling = stir(rc.layers.HopfieldPooling(8, quantity=3, num_heads=2, dtype=np.float64), rng)
     lookup = stir(rc.layers.HopfieldLayer(8, quantity=5, lookup_weights_as_separated=True, dtype=np.float64), rng)
-    for layer, options in ((pooling, {"quantity": 3, "num_heads": 2}), (lookup, {"quantity": 5, "lookup_weights_as_separated": True})):
+    for layer, options in (
+        (pooling, {"quantity": 3, "num_heads": 2}),
+        (lookup, {"quantity": 5, "lookup_weights_as_separated": True}),
+    ):
         loaded = type(layer).from_state_dict(theirs_of(layer, "hopfield."), 8, dtype=np.float64, **options)
         for name, array in layer.parameters.items():
             np.testing.assert_array_equal(loaded.parameters[name], array, err_msg=name)
@@ -67,14 +79,30 @@ def test_wrong_state_dicts(rng):
     good = theirs_of(layer)
     op = "layers.Hopfield"
     load = rc.layers.Hopfield.from_state_dict
-    refused(lambda: load(good | {"lookup_weights": np.ones((1, 3, 8))}, 8, num_heads=2), ValueError, op, "lookup_weights")
-    refused(lambda: load({k: v for k, v in good.items() if "out_proj" not in k}, 8, num_heads=2), ValueError, op, "output.weight", "(8, 8)")
+    refused(
+        lambda: load(good | {"lookup_weights": np.ones((1, 3, 8))}, 8, num_heads=2), ValueError, op, "lookup_weights"
+    )
+    refused(
+        lambda: load({k: v for k, v in good.items() if "out_proj" not in k}, 8, num_heads=2),
+        ValueError,
+        op,
+        "output.weight",
+        "(8, 8)",
+    )
     refused(lambda: load(good, 8, hidden_size=3, num_heads=2), ValueError, op, "in_proj_weight", "(24, 8)", "18")
     refused(lambda: load(good, 8, num_heads=2, disable_out_projection=True), ValueError, op, "output.weight")
-    refused(lambda: load(good, 8, num_heads=2, normalize_state_pattern=False), ValueError, op, "norm_state_pattern.weight")
+    refused(
+        lambda: load(good, 8, num_heads=2, normalize_state_pattern=False), ValueError, op, "norm_state_pattern.weight"
+    )
     refused(lambda: load(3, 8), TypeError, op, "int")
     before = {name: array.copy() for name, array in layer.parameters.items()}
-    refused(lambda: layer.load_state_dict(good | {"norm_state_pattern.bias": np.ones(3)}), ValueError, op, "norm_state_pattern.bias", "(3,)")
+    refused(
+        lambda: layer.load_state_dict(good | {"norm_state_pattern.bias": np.ones(3)}),
+        ValueError,
+        op,
+        "norm_state_pattern.bias",
+        "(3,)",
+    )
     for name, array in layer.parameters.items():
         np.testing.assert_array_equal(array, before[name])
 
@@ -116,7 +144,9 @@ def test_equal_outputs(rng, options, batch, masked):
         keep, padding = rng.random((5, 7)) < 0.8, rng.random((batch, 7)) < 0.3
         keep[:, 0], padding[:, 0] = True, False
     theirs = module(
-        tuple(map(torch.tensor, given)), stored_pattern_padding_mask=torch.tensor(padding), association_mask=torch.tensor(~keep)
+        tuple(map(torch.tensor, given)),
+        stored_pattern_padding_mask=torch.tensor(padding),
+        association_mask=torch.tensor(~keep),
     )
     ours = layer(*given, mask=keep, stored_pattern_padding_mask=padding)
     np.testing.assert_allclose(ours, theirs.detach().numpy(), atol=1e-9)

@@ -40,7 +40,9 @@ def test_gaussian_head_values(rng, dtype, n, padded):
 def test_gaussian_head_limits(rng, dtype):
     layer, value = Head(9, dtype=dtype), rng.standard_normal((1, 9, 4)).astype(dtype)
     layer.parameters["log_spread"][...] = 20
-    np.testing.assert_allclose(layer(value), np.broadcast_to(value.mean(-2, keepdims=True), value.shape), **tolerance(dtype))
+    np.testing.assert_allclose(
+        layer(value), np.broadcast_to(value.mean(-2, keepdims=True), value.shape), **tolerance(dtype)
+    )
     layer.parameters["log_spread"][...] = -6
     layer.parameters["mean"][...] = layer.positions[::-1]
     np.testing.assert_allclose(layer(value), value[:, ::-1], **tolerance(dtype))
@@ -52,7 +54,9 @@ def test_gaussian_head_gradients(rng, n):
     layer = Head(n, 2, rng=rng, dtype=np.float64)
     for batch in ((), (3,), (2, 3)):
         check_gradients(layer, [rng.standard_normal((*batch, 2, n, 4))], rng)
-    check_gradients(layer, [rng.standard_normal((3, 2, n, 4))], rng, padding_mask=np.arange(n) >= np.array([[n], [2], [0]]))
+    check_gradients(
+        layer, [rng.standard_normal((3, 2, n, 4))], rng, padding_mask=np.arange(n) >= np.array([[n], [2], [0]])
+    )
 
 
 # ------------------------------------------------------------------------------------------------------ positions
@@ -150,9 +154,13 @@ def test_wrong_calls(rng):
     refused(lambda: layer(x[..., :7]), ValueError, op, "x", "(3, 5, 7)", "width=8")
     refused(lambda: layer(x[0, 0]), ValueError, op, "x", "(8,)", "width=8")
     refused(lambda: layer(x, mask=np.ones((5, 4), bool)), ValueError, op, "mask", "(5, 4)", "(3, 2, 5, 5)")
-    refused(lambda: layer(x, key_padding_mask=np.ones((3, 4), bool)), ValueError, op, "key_padding_mask", "(3, 4)", "(3, 5)")
+    refused(
+        lambda: layer(x, key_padding_mask=np.ones((3, 4), bool)), ValueError, op, "key_padding_mask", "(3, 4)", "(3, 5)"
+    )
     refused(lambda: layer(x, causal=3), ValueError, op, "causal", "3")
-    refused(lambda: layer.load_state_dict({"linear1.weight": np.ones((12, 8))}), ValueError, op, "attention.query.weight")
+    refused(
+        lambda: layer.load_state_dict({"linear1.weight": np.ones((12, 8))}), ValueError, op, "attention.query.weight"
+    )
     out, tape = layer.forward(x)
     refused(lambda: layer.backward(tape, out[0]), ValueError, op, "d_out", "(5, 8)", "(3, 5, 8)")
     op = "layers.GaussianHead"

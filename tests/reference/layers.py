@@ -61,11 +61,15 @@ def hopfield(p, heads, stored, state, projection, keep, *, beta, steps=0, eps=No
     steps: updates before the read, None: until a row moves by at most eps. A role without projection is static.
     """
     names = ("stored_pattern", "state_pattern", "pattern_projection")
-    y, r, u = (norm(x, p, f"norm_{name}.") if on else x for x, name, on in zip((stored, state, projection), names, normalised, strict=True))
+    y, r, u = (
+        norm(x, p, f"norm_{name}.") if on else x
+        for x, name, on in zip((stored, state, projection), names, normalised, strict=True)
+    )
     outs = []
     for b in range(len(y)):
         zs = []
         for h in range(heads):
+
             def head(x, name, is_static, h=h):
                 if is_static:
                     return x

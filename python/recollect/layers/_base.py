@@ -7,7 +7,7 @@ import operator
 from collections.abc import Callable, Mapping
 from math import isfinite, sqrt
 from numbers import Real
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -40,8 +40,10 @@ class Layer(Generic[G]):
     to ``dtype``. ``layer(...)`` is ``layer.forward(...)[0]``.
     """
 
+    public_name: ClassVar[str] = ""  # in errors, where it is not that of the class
+
     def __init__(self, dtype: DTypeLike, rng: np.random.Generator | None) -> None:
-        self.name = f"layers.{type(self).__name__}"
+        self.name = f"layers.{self.public_name or type(self).__name__}"
         self.dtype: np.dtype[Any] = np.dtype(dtype)
         if self.dtype not in (np.float32, np.float64):
             raise TypeError(f"{self.name}: dtype is {self.dtype}; expected float32 or float64")
@@ -118,7 +120,9 @@ class Layer(Generic[G]):
         for name, (shape, _) in self._starts.items():
             array = self.parameters.get(name)
             if not isinstance(array, np.ndarray):
-                raise TypeError(f"{self.name}: parameters[{name!r}] is a {type(array).__name__}; expected a NumPy array")
+                raise TypeError(
+                    f"{self.name}: parameters[{name!r}] is a {type(array).__name__}; expected a NumPy array"
+                )
             if array.dtype != self.dtype:
                 raise TypeError(f"{self.name}: parameters[{name!r}] has dtype {array.dtype}; expected {self.dtype}")
             if array.shape != shape:
@@ -163,13 +167,19 @@ class Layer(Generic[G]):
         last axis of `stored` (..., m) is padding."""
         keep = _array.keep_mask(self.name, mask)
         if keep is not None and not _broadcasts(keep.shape, shape):
-            raise ValueError(f"{self.name}: mask has shape {keep.shape}; expected one that broadcasts to (..., H, n, m) = {shape}")
+            raise ValueError(
+                f"{self.name}: mask has shape {keep.shape}; expected one that broadcasts to (..., H, n, m) = {shape}"
+            )
         if padding is None:
             return keep
         dropped = _array.plain(self.name, padding_name, padding)
         if dropped.dtype != np.bool_:
             raise TypeError(f"{self.name}: {padding_name} has dtype {dropped.dtype}; expected bool, True for padding")
-        if dropped.ndim < 1 or dropped.shape[-1] != stored[-1] or not _broadcasts(dropped.shape, (*shape[:-3], shape[-1])):
+        if (
+            dropped.ndim < 1
+            or dropped.shape[-1] != stored[-1]
+            or not _broadcasts(dropped.shape, (*shape[:-3], shape[-1]))
+        ):
             raise ValueError(f"{self.name}: {padding_name} has shape {dropped.shape}; expected (..., m) = {stored}")
         kept: NDArray[np.bool_] = ~dropped[..., None, None, :]
         return kept if keep is None else kept & keep

@@ -32,7 +32,9 @@ class Roles(TakesStateDicts[G]):
         """How long the patterns of a role are as they come in."""
         width = self._widths[role]
         if width is None:
-            raise ValueError(f"{self.name}: input_size is None; expected a number, the length of a {role.replace('_', ' ')}")
+            raise ValueError(
+                f"{self.name}: input_size is None; expected a number, the length of a {role.replace('_', ' ')}"
+            )
         return width
 
     def _role(self, name: str, role: str, value: Any, stand_in: str | None = None) -> Array:

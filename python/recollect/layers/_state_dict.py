@@ -19,7 +19,9 @@ G = TypeVar("G")
 
 def plain_arrays(op: str, state_dict: Any) -> dict[str, Any]:
     if not isinstance(state_dict, Mapping):
-        raise TypeError(f"{op}: the state dict is a {type(state_dict).__name__}; expected a mapping from names to arrays")
+        raise TypeError(
+            f"{op}: the state dict is a {type(state_dict).__name__}; expected a mapping from names to arrays"
+        )
     return {name: _array.plain(op, name, array) for name, array in state_dict.items() if array is not None}
 
 
@@ -35,7 +37,9 @@ def renamed(arrays: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, An
     return told
 
 
-def split_projections(op: str, arrays: dict[str, Any], widths: Mapping[str, int], biases: Mapping[str, int]) -> dict[str, Any]:
+def split_projections(
+    op: str, arrays: dict[str, Any], widths: Mapping[str, int], biases: Mapping[str, int]
+) -> dict[str, Any]:
     """Stacked input projections taken apart.
 
     `widths` says, by our name and in the order query, key, value, how many rows of ``in_proj_weight`` (or of ``q_proj_weight``, ...)
@@ -58,9 +62,15 @@ def split_projections(op: str, arrays: dict[str, Any], widths: Mapping[str, int]
 
 def _rows(op: str, name: str, array: Any, widths: Mapping[str, int], kind: str) -> dict[str, Any]:
     if array.ndim < 1 or len(array) != sum(widths.values()):
-        raise ValueError(f"{op}: {name} has shape {array.shape} in the state dict; expected {sum(widths.values())} rows")
+        raise ValueError(
+            f"{op}: {name} has shape {array.shape} in the state dict; expected {sum(widths.values())} rows"
+        )
     ends = np.cumsum(list(widths.values()))
-    return {f"{role}.{kind}": array[end - rows : end] for (role, rows), end in zip(widths.items(), ends, strict=True) if rows}
+    return {
+        f"{role}.{kind}": array[end - rows : end]
+        for (role, rows), end in zip(widths.items(), ends, strict=True)
+        if rows
+    }
 
 
 _HOPFIELD_NAMES = {
@@ -79,7 +89,9 @@ def hopfield_arrays(op: str, state_dict: Any, rows: Mapping[str, int], biases: M
     for name, array in arrays.items():
         if name.startswith("bias_"):
             arrays[name] = array.reshape(-1)
-        elif name in ("pooling_weights", "lookup_weights", "target_weights") and array.ndim == 3 and 1 in array.shape[:2]:
+        elif (
+            name in ("pooling_weights", "lookup_weights", "target_weights") and array.ndim == 3 and 1 in array.shape[:2]
+        ):
             arrays[name] = array.reshape(-1, array.shape[-1])  # (1, quantity, width), or (quantity, 1, width)
     return split_projections(op, arrays, rows, biases)
 

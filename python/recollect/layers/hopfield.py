@@ -140,18 +140,37 @@ class Hopfield(Roles[HopfieldGradients]):
     ) -> None:
         super().__init__(dtype, rng)
         self.heads = self._count("num_heads", num_heads)
-        self.update_steps_max = None if update_steps_max is None else self._count("update_steps_max", update_steps_max, 0)
+        self.update_steps_max = (
+            None if update_steps_max is None else self._count("update_steps_max", update_steps_max, 0)
+        )
         self.update_steps_eps = self._positive("update_steps_eps", update_steps_eps)
         static = {"stored_pattern": stored_pattern_as_static, "state_pattern": state_pattern_as_static}
         self._static = static | {"pattern_projection": pattern_projection_as_static}
         self._through_stored = pattern_projection_as_connected and not stored_pattern_as_static
-        self._space_eps = self._positive("normalize_hopfield_space_eps", normalize_hopfield_space_eps) if normalize_hopfield_space else None
-        self._zero_row, self._bias_row, self._projects_out = add_zero_association, concat_bias_pattern, not disable_out_projection
-        free = all(self._static.values()) and not (pattern_projection_as_connected or normalize_hopfield_space or self._projects_out)
+        self._space_eps = (
+            self._positive("normalize_hopfield_space_eps", normalize_hopfield_space_eps)
+            if normalize_hopfield_space
+            else None
+        )
+        self._zero_row, self._bias_row, self._projects_out = (
+            add_zero_association,
+            concat_bias_pattern,
+            not disable_out_projection,
+        )
+        free = all(self._static.values()) and not (
+            pattern_projection_as_connected or normalize_hopfield_space or self._projects_out
+        )
 
         if input_size is None and not free:
-            raise ValueError(f"{self.name}: input_size is None; expected a number unless all roles are static and nothing is projected")
-        sizes = {"input_size": input_size, "hidden_size": hidden_size, "output_size": output_size, "pattern_size": pattern_size}
+            raise ValueError(
+                f"{self.name}: input_size is None; expected a number unless all roles are static and nothing is projected"
+            )
+        sizes = {
+            "input_size": input_size,
+            "hidden_size": hidden_size,
+            "output_size": output_size,
+            "pattern_size": pattern_size,
+        }
         sizes |= {"stored_pattern_size": stored_pattern_size, "pattern_projection_size": pattern_projection_size}
         given = {name: None if size is None else self._count(name, size) for name, size in sizes.items()}
         # Widths of the roles as they come in, and of one head; None is any.
@@ -184,19 +203,31 @@ class Hopfield(Roles[HopfieldGradients]):
         stored = given["stored_pattern_size"] or size
         projection = given["pattern_projection_size"] or size
         if free:
-            return {"stored_pattern": stored, "state_pattern": size, "pattern_projection": projection}, dict.fromkeys(self._static)
+            return {"stored_pattern": stored, "state_pattern": size, "pattern_projection": projection}, dict.fromkeys(
+                self._static
+            )
         assert size is not None
         hidden = given["hidden_size"] or self._head_width("num_heads", size, self.heads)
         pattern = given["pattern_size"] or hidden
-        inner: dict[str, int | None] = {"stored_pattern": hidden, "state_pattern": hidden, "pattern_projection": pattern}
+        inner: dict[str, int | None] = {
+            "stored_pattern": hidden,
+            "state_pattern": hidden,
+            "pattern_projection": pattern,
+        }
         static = self._static
         if self._through_stored:
             if projection != stored:
-                raise ValueError(f"{self.name}: pattern_projection_size is {projection}; expected that of a stored pattern, {stored}, which it is projected with")
+                raise ValueError(
+                    f"{self.name}: pattern_projection_size is {projection}; expected that of a stored pattern, {stored}, which it is projected with"
+                )
             if static["pattern_projection"] and pattern != hidden:
-                raise ValueError(f"{self.name}: pattern_size is {pattern}; expected hidden_size={hidden} of a static connected projection")
+                raise ValueError(
+                    f"{self.name}: pattern_size is {pattern}; expected hidden_size={hidden} of a static connected projection"
+                )
         if self._bias_row and (static["stored_pattern"] or static["pattern_projection"]):
-            raise ValueError(f"{self.name}: concat_bias_pattern is True; expected False where stored patterns or their projection are static")
+            raise ValueError(
+                f"{self.name}: concat_bias_pattern is True; expected False where stored patterns or their projection are static"
+            )
         widths: dict[str, int | None] = {
             "stored_pattern": hidden if static["stored_pattern"] else stored,
             "state_pattern": hidden if static["state_pattern"] else size,
@@ -207,7 +238,9 @@ class Hopfield(Roles[HopfieldGradients]):
     def _per_head(self, scaling: Any, default: float) -> Array:
         beta = _array.scalars(self.name, "scaling", default if scaling is None else scaling)
         if beta.shape not in ((), (self.heads,)):
-            raise ValueError(f"{self.name}: scaling has shape {beta.shape}; expected a number or one per head, ({self.heads},)")
+            raise ValueError(
+                f"{self.name}: scaling has shape {beta.shape}; expected a number or one per head, ({self.heads},)"
+            )
         if not (np.isfinite(beta) & (beta > 0)).all():
             raise ValueError(f"{self.name}: scaling is {beta}; expected positive numbers")
         every: Array = np.broadcast_to(beta, (self.heads,)).copy()
@@ -215,7 +248,9 @@ class Hopfield(Roles[HopfieldGradients]):
 
     def _declare_norm(self, name: str, width: int | None) -> None:
         if width is None:
-            raise ValueError(f"{self.name}: input_size is None; expected the width of {name}, or no affine normalisation")
+            raise ValueError(
+                f"{self.name}: input_size is None; expected the width of {name}, or no affine normalisation"
+            )
         self._declare(f"{name}.weight", (width,), ones)
         self._declare(f"{name}.bias", (width,), zeros)
 
@@ -231,7 +266,9 @@ class Hopfield(Roles[HopfieldGradients]):
             for role in ("stored_pattern", "pattern_projection"):
                 self._declare(f"bias_{role}", (heads * (inner[role] or 0),), small_normal)
         if self.output_size is not None:
-            self._declare_linear("output", heads * (inner["pattern_projection"] or 0), self.output_size, bias, small_normal)
+            self._declare_linear(
+                "output", heads * (inner["pattern_projection"] or 0), self.output_size, bias, small_normal
+            )
 
     # ----------------------------------------------------------------------------------------------------- forward
 
@@ -244,7 +281,9 @@ class Hopfield(Roles[HopfieldGradients]):
         mask: ArrayLike | None = None,
         stored_pattern_padding_mask: ArrayLike | None = None,
     ) -> Array:
-        return self.forward(stored, state, projection, mask=mask, stored_pattern_padding_mask=stored_pattern_padding_mask)[0]
+        return self.forward(
+            stored, state, projection, mask=mask, stored_pattern_padding_mask=stored_pattern_padding_mask
+        )[0]
 
     def forward(
         self,
@@ -292,16 +331,27 @@ class Hopfield(Roles[HopfieldGradients]):
         self._check_parameters()
         y = self._role("stored", "stored_pattern", stored)
         r = self._role("state", "state_pattern", y if state is None else state, "stored" if state is None else None)
-        u = self._role("projection", "pattern_projection", y if projection is None else projection, "stored" if projection is None else None)
+        u = self._role(
+            "projection",
+            "pattern_projection",
+            y if projection is None else projection,
+            "stored" if projection is None else None,
+        )
         if y.shape[-2] != u.shape[-2]:
-            raise ValueError(f"{self.name}: projection has shape {u.shape}; expected as many rows as stored has, S={y.shape[-2]}")
+            raise ValueError(
+                f"{self.name}: projection has shape {u.shape}; expected as many rows as stored has, S={y.shape[-2]}"
+            )
         if self._inner["stored_pattern"] is None and y.shape[-1] != r.shape[-1]:
             raise ValueError(f"{self.name}: state has shape {r.shape}; expected the width of stored, {y.shape[-1]}")
         leading = _array.leading_axes(self.name, ("stored", y, 2), ("state", r, 2), ("projection", u, 2))
         shape = (*leading, self.heads, r.shape[-2], y.shape[-2])
         keep = self._keep(mask, stored_pattern_padding_mask, "stored_pattern_padding_mask", shape, y.shape[:-1])
 
-        (q, back_q), (k, back_k), (v, back_v) = self._project("state_pattern", r), self._project("stored_pattern", y), self._read(u)
+        (q, back_q), (k, back_k), (v, back_v) = (
+            self._project("state_pattern", r),
+            self._project("stored_pattern", y),
+            self._read(u),
+        )
         k, back_k = self._extended("stored_pattern", k, back_k)
         v, back_v = self._extended("pattern_projection", v, back_v)
         if keep is not None and (extra := k.shape[-2] - y.shape[-2]):
@@ -317,13 +367,19 @@ class Hopfield(Roles[HopfieldGradients]):
         def pullback(d_out: Array) -> HopfieldGradients:
             into: Gradients = {}
             inner = back_z(split_heads(d_out if back_out is None else back_out(d_out, into), self.heads))
-            d_stored, d_state, d_read = back_k(inner.patterns, into), back_q(inner.state, into), back_v(inner.values, into)
+            d_stored, d_state, d_read = (
+                back_k(inner.patterns, into),
+                back_q(inner.state, into),
+                back_v(inner.values, into),
+            )
             if state is None:
                 d_stored = d_stored + d_state
             if projection is None:
                 d_stored = d_stored + d_read
             # A wrapper's own parameters are in the same dict, but not for this layer to differentiate.
             ordered = {name: into[name] for name in self._starts}
-            return HopfieldGradients(d_stored, None if state is None else d_state, None if projection is None else d_read, ordered)
+            return HopfieldGradients(
+                d_stored, None if state is None else d_state, None if projection is None else d_read, ordered
+            )
 
         return out, Tape(self, out.shape, pullback)

@@ -14,6 +14,10 @@ from ._state_dict import TakesStateDicts
 from .hopfield import Hopfield
 
 
+class _Hopfield(Hopfield):
+    public_name = "HopfieldLayer"
+
+
 class HopfieldLayerGradients(NamedTuple):
     """What `HopfieldLayer.backward` returns."""
 
@@ -80,9 +84,12 @@ class HopfieldLayer(TakesStateDicts[HopfieldLayerGradients]):
     ) -> None:
         super().__init__(dtype, rng)
         self.quantity = self._count("quantity", quantity)
-        self._separated, self.trainable, self.lookup_targets_as_trainable = lookup_weights_as_separated, trainable, lookup_targets_as_trainable
-        self.hopfield = Hopfield(input_size, dtype=dtype, **options)
-        self.hopfield.name = self.name
+        self._separated, self.trainable, self.lookup_targets_as_trainable = (
+            lookup_weights_as_separated,
+            trainable,
+            lookup_targets_as_trainable,
+        )
+        self.hopfield = _Hopfield(input_size, dtype=dtype, **options)
         self._adopt(self.hopfield)
         self._rows, self._biases = self.hopfield._rows, self.hopfield._biases
         self._declare("lookup_weights", (self.quantity, self.hopfield.width_of("stored_pattern")), small_normal)

@@ -13,6 +13,10 @@ from ._state_dict import TakesStateDicts
 from .hopfield import Hopfield
 
 
+class _Hopfield(Hopfield):
+    public_name = "HopfieldPooling"
+
+
 class HopfieldPoolingGradients(NamedTuple):
     """What `HopfieldPooling.backward` returns; an absent `projection` has None, its part is in ``stored``."""
 
@@ -77,8 +81,7 @@ class HopfieldPooling(TakesStateDicts[HopfieldPoolingGradients]):
     ) -> None:
         super().__init__(dtype, rng)
         self.quantity, self.trainable = self._count("quantity", quantity), trainable
-        self.hopfield = Hopfield(input_size, dtype=dtype, **options)
-        self.hopfield.name = self.name
+        self.hopfield = _Hopfield(input_size, dtype=dtype, **options)
         self._adopt(self.hopfield)
         self._rows, self._biases = self.hopfield._rows, self.hopfield._biases
         self._declare("pooling_weights", (self.quantity, self.hopfield.width_of("state_pattern")), small_normal)

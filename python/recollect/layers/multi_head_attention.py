@@ -180,12 +180,23 @@ class MultiHeadAttention(Layer[MultiHeadAttentionGradients]):
         self._check_parameters()
         q = self._input("query", query, f"(..., n, width={self.width})", self.width)
         k = q if key is None else self._input("key", key, f"(..., m, key_width={self.key_width})", self.key_width)
-        v = k if value is None else self._input("value", value, f"(..., m, value_width={self.value_width})", self.value_width)
-        for name, array, expected in (("query", k, self.key_width), ("key" if key is not None else "query", v, self.value_width)):
+        v = (
+            k
+            if value is None
+            else self._input("value", value, f"(..., m, value_width={self.value_width})", self.value_width)
+        )
+        for name, array, expected in (
+            ("query", k, self.key_width),
+            ("key" if key is not None else "query", v, self.value_width),
+        ):
             if array.shape[-1] != expected:
-                raise ValueError(f"{self.name}: {name} has shape {array.shape}; expected (..., m, {expected}) where it stands for another")
+                raise ValueError(
+                    f"{self.name}: {name} has shape {array.shape}; expected (..., m, {expected}) where it stands for another"
+                )
         if k.shape[-2] != v.shape[-2]:
-            raise ValueError(f"{self.name}: value has shape {v.shape}; expected as many rows as key has, m={k.shape[-2]}")
+            raise ValueError(
+                f"{self.name}: value has shape {v.shape}; expected as many rows as key has, m={k.shape[-2]}"
+            )
         leading = _array.leading_axes(self.name, ("query", q, 2), ("key", k, 2), ("value", v, 2))
         shape = (*leading, self.heads, q.shape[-2], k.shape[-2])
         keep = self._keep(mask, key_padding_mask, "key_padding_mask", shape, k.shape[:-1])
@@ -209,6 +220,8 @@ class MultiHeadAttention(Layer[MultiHeadAttentionGradients]):
             if key is None:
                 d_query = d_query + d_key
             ordered = {name: gradients[name] for name in p}
-            return MultiHeadAttentionGradients(d_query, None if key is None else d_key, None if value is None else d_value, ordered)
+            return MultiHeadAttentionGradients(
+                d_query, None if key is None else d_key, None if value is None else d_value, ordered
+            )
 
         return out, Tape(self, out.shape, pullback)
