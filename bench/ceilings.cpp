@@ -90,16 +90,14 @@ void multiply_add(std::int64_t iterations) {
 template <typename T>
 double fma_gflops(int threads, std::int64_t iterations) {
   const double seconds = seconds_on(threads, [&](int) { multiply_add<T>(iterations); });
-  return 2.0 * kChains * Packet<T>::lanes * static_cast<double>(iterations) * threads / seconds *
-         1e-9;
+  return 2.0 * kChains * Packet<T>::lanes * static_cast<double>(iterations) * threads / seconds * 1e-9;
 }
 
 void read_all(const float* data, std::int64_t count) {
   using unaligned = Packet<float>::unaligned;
   constexpr int streams = 8;  // enough sums in flight that the additions never wait for each other
   constexpr std::int64_t step = streams * Packet<float>::lanes;
-  constexpr std::int64_t ahead =
-      2048;  // 8 KiB: the hardware prefetcher alone leaves a tenth of the bandwidth
+  constexpr std::int64_t ahead = 2048;  // 8 KiB: the hardware prefetcher alone leaves a tenth of the bandwidth
   Packet<float>::type sum[streams] = {};
   for (std::int64_t i = 0; i + step <= count; i += step) {
     for (int s = 0; s < streams; ++s) {
@@ -116,12 +114,8 @@ void read_all(const float* data, std::int64_t count) {
 }  // namespace
 
 // GFLOP/s of independent multiply-adds that never touch memory.
-extern "C" double bench_fma_f32(int threads, std::int64_t iterations) {
-  return fma_gflops<float>(threads, iterations);
-}
-extern "C" double bench_fma_f64(int threads, std::int64_t iterations) {
-  return fma_gflops<double>(threads, iterations);
-}
+extern "C" double bench_fma_f32(int threads, std::int64_t iterations) { return fma_gflops<float>(threads, iterations); }
+extern "C" double bench_fma_f64(int threads, std::int64_t iterations) { return fma_gflops<double>(threads, iterations); }
 
 // GB/s of reading `count` floats once, each thread its own contiguous part.
 extern "C" double bench_read(int threads, const float* data, std::int64_t count) {

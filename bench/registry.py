@@ -188,7 +188,14 @@ CASES = (
     ),
     # Attention, sixteen heads
     *(
-        Case(op, dict(H=16, n=4096, N=4096, d=d), ("torch-sdpa",), "fma", targets={"torch-sdpa": ratio}, of_limit=of_limit)
+        Case(
+            op,
+            dict(H=16, n=4096, N=4096, d=d),
+            ("torch-sdpa",),
+            "fma",
+            targets={"torch-sdpa": ratio},
+            of_limit=of_limit,
+        )
         for d in (64, 128)
         for op, ratio, of_limit in (
             ("attend", 2.2, 0.80 if d == 64 else 0.85),

@@ -64,7 +64,8 @@ def attend(
         if cotangent.shape != outside:
             raise ValueError(f"{op}: d_out has shape {cotangent.shape}; expected {outside}")
         room = {
-            name: np.empty(getattr(ops, name).shape, np.float64 if name in ("scale", "sink") else ops.dtype) for name in shapes
+            name: np.empty(getattr(ops, name).shape, np.float64 if name in ("scale", "sink") else ops.dtype)
+            for name in shapes
         }
         backward(
             *ops[:7],

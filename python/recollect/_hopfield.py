@@ -68,13 +68,23 @@ def operands(op: str, state: Any, patterns: Any, values: Any, beta: Any, mask: A
 def rows_shape(op: str, ops: Operands) -> tuple[int, ...]:
     """The shape of what has one entry per state pattern; a state without axes is refused by the core."""
     leading = _array.leading_axes(
-        op, ("state", ops.state, 2), ("patterns", ops.patterns, 2), ("values", ops.values, 2), ("beta", ops.beta, 0), ("mask", ops.mask, 2)
+        op,
+        ("state", ops.state, 2),
+        ("patterns", ops.patterns, 2),
+        ("values", ops.values, 2),
+        ("beta", ops.beta, 0),
+        ("mask", ops.mask, 2),
     )
     return (*leading, ops.state.shape[-2] if ops.state.ndim >= 2 else 0)
 
 
 def energy(
-    state: ArrayLike, patterns: ArrayLike, *, beta: ArrayLike, separation: str = "softmax", mask: ArrayLike | None = None
+    state: ArrayLike,
+    patterns: ArrayLike,
+    *,
+    beta: ArrayLike,
+    separation: str = "softmax",
+    mask: ArrayLike | None = None,
 ) -> NDArray[Any]:
     """Energy of state patterns in the modern Hopfield network that stores `patterns`.
 
@@ -226,7 +236,13 @@ def retrieve(
 
 
 def nearest(
-    state: ArrayLike, patterns: ArrayLike, *, beta: ArrayLike, k: int = 1, separation: str = "softmax", mask: ArrayLike | None = None
+    state: ArrayLike,
+    patterns: ArrayLike,
+    *,
+    beta: ArrayLike,
+    k: int = 1,
+    separation: str = "softmax",
+    mask: ArrayLike | None = None,
 ) -> Nearest:
     """The k stored patterns that each state pattern weighs most, with their weights.
 

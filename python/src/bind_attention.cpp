@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
+#include "array.hpp"
+
 #include <nanobind/stl/string.h>
 
-#include "array.hpp"
 #include "recollect/ops/attention.hpp"
 
 namespace recollect::python {
@@ -29,9 +30,8 @@ void attend(const In& query, const In& key, const In& value, const In& scale, co
 }
 
 void attend_backward(const In& query, const In& key, const In& value, const In& scale, const In& mask, const In& bias, const In& sink,
-                     const std::string& causal, const In& largest, const In& log_sum, const In& out, const In& d_out,
-                     const Out& d_query, const Out& d_key, const Out& d_value, const Out& d_scale, const Out& d_bias,
-                     const Out& d_sink) {
+                     const std::string& causal, const In& largest, const In& log_sum, const In& out, const In& d_out, const Out& d_query,
+                     const Out& d_key, const Out& d_value, const Out& d_scale, const Out& d_bias, const Out& d_sink) {
   const attention::operands in = operands(query, key, value, scale, mask, bias, sink);
   const attention::gradients to{output(d_query), output(d_key), output(d_value), output(d_scale), {}, output(d_bias), output(d_sink)};
   const attention::saved kept{input(largest), input(log_sum)};
@@ -49,10 +49,10 @@ void attend_top_k(const In& query, const In& key, const In& value, const In& sca
   attention::attend_top_k(in, rule(causal), to, indices_to, weights_to);
 }
 
-void attend_top_k_backward(const In& query, const In& key, const In& value, const In& scale, const In& mask, const In& bias,
-                           const In& sink, const std::string& causal, const In& indices, const In& weights, const In& out,
-                           const In& d_out, const Out& d_query, const Out& d_key, const Out& d_value, const Out& d_scale,
-                           const Out& d_bias, const Out& d_sink) {
+void attend_top_k_backward(const In& query, const In& key, const In& value, const In& scale, const In& mask, const In& bias, const In& sink,
+                           const std::string& causal, const In& indices, const In& weights, const In& out, const In& d_out,
+                           const Out& d_query, const Out& d_key, const Out& d_value, const Out& d_scale, const Out& d_bias,
+                           const Out& d_sink) {
   const attention::operands in = operands(query, key, value, scale, mask, bias, sink);
   const attention::gradients to{output(d_query), output(d_key), output(d_value), output(d_scale), {}, output(d_bias), output(d_sink)};
   const ConstArray chosen = input(indices), weighed = input(weights), result = input(out), cotangent = input(d_out);
@@ -66,15 +66,15 @@ void bind_attention(nb::module_& m) {
   m.def("attention_attend", &attend, array("query"_a), array("key"_a), array("value"_a), array("scale"_a), optional("mask"_a),
         optional("bias"_a), optional("sink"_a), "causal"_a, array("out"_a), extra("lse"_a), extra("largest"_a), extra("log_sum"_a));
   m.def("attention_attend_backward", &attend_backward, array("query"_a), array("key"_a), array("value"_a), array("scale"_a),
-        optional("mask"_a), optional("bias"_a), optional("sink"_a), "causal"_a, array("largest"_a), array("log_sum"_a),
-        array("out"_a), array("d_out"_a), extra("d_query"_a), extra("d_key"_a), extra("d_value"_a), extra("d_scale"_a),
-        extra("d_bias"_a), extra("d_sink"_a));
+        optional("mask"_a), optional("bias"_a), optional("sink"_a), "causal"_a, array("largest"_a), array("log_sum"_a), array("out"_a),
+        array("d_out"_a), extra("d_query"_a), extra("d_key"_a), extra("d_value"_a), extra("d_scale"_a), extra("d_bias"_a),
+        extra("d_sink"_a));
   m.def("attention_top_k", &attend_top_k, array("query"_a), array("key"_a), array("value"_a), array("scale"_a), optional("mask"_a),
         optional("bias"_a), optional("sink"_a), "causal"_a, array("out"_a), array("indices"_a), array("weights"_a), extra("lse"_a));
   m.def("attention_top_k_backward", &attend_top_k_backward, array("query"_a), array("key"_a), array("value"_a), array("scale"_a),
-        optional("mask"_a), optional("bias"_a), optional("sink"_a), "causal"_a, array("indices"_a), array("weights"_a),
-        array("out"_a), array("d_out"_a), extra("d_query"_a), extra("d_key"_a), extra("d_value"_a), extra("d_scale"_a),
-        extra("d_bias"_a), extra("d_sink"_a));
+        optional("mask"_a), optional("bias"_a), optional("sink"_a), "causal"_a, array("indices"_a), array("weights"_a), array("out"_a),
+        array("d_out"_a), extra("d_query"_a), extra("d_key"_a), extra("d_value"_a), extra("d_scale"_a), extra("d_bias"_a),
+        extra("d_sink"_a));
 }
 
 }  // namespace recollect::python

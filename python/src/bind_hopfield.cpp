@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
+#include "array.hpp"
+
 #include <nanobind/stl/string.h>
 
-#include "array.hpp"
 #include "recollect/ops/hopfield.hpp"
 
 namespace recollect::python {
@@ -18,9 +19,8 @@ void energy(const In& state, const In& patterns, const In& beta, const In& mask,
   hopfield::energy(in, separation, to);
 }
 
-void energy_backward(const In& state, const In& patterns, const In& beta, const In& mask, const std::string& separation,
-                     const In& largest, const In& log_sum, const In& d_out, const Out& d_state, const Out& d_patterns,
-                     const Out& d_beta) {
+void energy_backward(const In& state, const In& patterns, const In& beta, const In& mask, const std::string& separation, const In& largest,
+                     const In& log_sum, const In& d_out, const Out& d_state, const Out& d_patterns, const Out& d_beta) {
   const hopfield::operands in{input(state), input(patterns), {}, input(beta), input(mask)};
   const hopfield::gradients to{output(d_state), output(d_patterns), {}, output(d_beta), {}};
   const hopfield::saved kept{input(largest), input(log_sum)};
@@ -39,9 +39,9 @@ void retrieve(const In& state, const In& patterns, const In& values, const In& b
   hopfield::retrieve(in, {separation, steps, tol}, to);
 }
 
-void retrieve_backward(const In& state, const In& patterns, const In& values, const In& beta, const In& mask,
-                       const std::string& separation, const In& largest, const In& log_sum, const In& out, const In& d_out,
-                       const Out& d_state, const Out& d_patterns, const Out& d_values, const Out& d_beta) {
+void retrieve_backward(const In& state, const In& patterns, const In& values, const In& beta, const In& mask, const std::string& separation,
+                       const In& largest, const In& log_sum, const In& out, const In& d_out, const Out& d_state, const Out& d_patterns,
+                       const Out& d_values, const Out& d_beta) {
   const hopfield::operands in{input(state), input(patterns), input(values), input(beta), input(mask)};
   const hopfield::gradients to{output(d_state), output(d_patterns), output(d_values), output(d_beta), {}};
   const hopfield::saved kept{input(largest), input(log_sum)};
@@ -67,14 +67,14 @@ void bind_hopfield(nb::module_& m) {
   m.def("hopfield_energy_backward", &energy_backward, array("state"_a), array("patterns"_a), array("beta"_a), optional("mask"_a),
         "separation"_a, array("largest"_a), array("log_sum"_a), array("d_out"_a), extra("d_state"_a), extra("d_patterns"_a),
         extra("d_beta"_a));
-  m.def("hopfield_retrieve", &retrieve, array("state"_a), array("patterns"_a), optional("values"_a), array("beta"_a),
-        optional("mask"_a), "separation"_a, "steps"_a, "tol"_a, array("out"_a), extra("energy"_a), extra("lse"_a),
-        extra("taken"_a), extra("converged"_a), extra("largest"_a), extra("log_sum"_a));
+  m.def("hopfield_retrieve", &retrieve, array("state"_a), array("patterns"_a), optional("values"_a), array("beta"_a), optional("mask"_a),
+        "separation"_a, "steps"_a, "tol"_a, array("out"_a), extra("energy"_a), extra("lse"_a), extra("taken"_a), extra("converged"_a),
+        extra("largest"_a), extra("log_sum"_a));
   m.def("hopfield_nearest", &nearest, array("state"_a), array("patterns"_a), array("beta"_a), optional("mask"_a), "separation"_a,
         array("indices"_a), array("weights"_a));
-  m.def("hopfield_retrieve_backward", &retrieve_backward, array("state"_a), array("patterns"_a), optional("values"_a),
-        array("beta"_a), optional("mask"_a), "separation"_a, array("largest"_a), array("log_sum"_a), array("out"_a),
-        array("d_out"_a), extra("d_state"_a), extra("d_patterns"_a), extra("d_values"_a), extra("d_beta"_a));
+  m.def("hopfield_retrieve_backward", &retrieve_backward, array("state"_a), array("patterns"_a), optional("values"_a), array("beta"_a),
+        optional("mask"_a), "separation"_a, array("largest"_a), array("log_sum"_a), array("out"_a), array("d_out"_a), extra("d_state"_a),
+        extra("d_patterns"_a), extra("d_values"_a), extra("d_beta"_a));
 }
 
 }  // namespace recollect::python

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /// The compiled module of one instruction-set level. Every bind_*.cpp adds its functions: convert, release the GIL, call.
+#include <string>
+
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
-
-#include <string>
 
 #include "recollect/core/parallel.hpp"
 #include "recollect/ops/packet.hpp"
@@ -16,16 +16,20 @@ namespace nb = nanobind;
 namespace recollect::python {
 void bind_attention(nb::module_& m);
 void bind_hopfield(nb::module_& m);
-}
+}  // namespace recollect::python
 
 namespace {
 
 PyObject* python_exception(recollect::status code) {
   switch (code) {
-    case recollect::status::value: return PyExc_ValueError;
-    case recollect::status::type: return PyExc_TypeError;
-    case recollect::status::memory: return PyExc_MemoryError;
-    default: return PyExc_RuntimeError;
+    case recollect::status::value:
+      return PyExc_ValueError;
+    case recollect::status::type:
+      return PyExc_TypeError;
+    case recollect::status::memory:
+      return PyExc_MemoryError;
+    default:
+      return PyExc_RuntimeError;
   }
 }
 

@@ -15,9 +15,9 @@
 #include <intrin.h>
 
 static int cpuid(uint32_t leaf, uint32_t subleaf, uint32_t out[4]) {
-  __cpuid((int *)out, (int)(leaf & 0x80000000u));
+  __cpuid((int*)out, (int)(leaf & 0x80000000u));
   if (out[0] < leaf) return 0;
-  __cpuidex((int *)out, (int)leaf, (int)subleaf);
+  __cpuidex((int*)out, (int)leaf, (int)subleaf);
   return 1;
 }
 
@@ -47,28 +47,28 @@ struct need {
 };
 
 static const struct need v2[] = {
-  /* SSE3, SSSE3, CMPXCHG16B, SSE4.1, SSE4.2, POPCNT */
-  {LEAF_1, ECX, 1u << 0 | 1u << 9 | 1u << 13 | 1u << 19 | 1u << 20 | 1u << 23},
-  {LEAF_80000001, ECX, 1u << 0}, /* LAHF */
-  {0, 0, 0},
+    /* SSE3, SSSE3, CMPXCHG16B, SSE4.1, SSE4.2, POPCNT */
+    {LEAF_1, ECX, 1u << 0 | 1u << 9 | 1u << 13 | 1u << 19 | 1u << 20 | 1u << 23},
+    {LEAF_80000001, ECX, 1u << 0}, /* LAHF */
+    {0, 0, 0},
 };
 static const struct need v3[] = {
-  /* FMA, MOVBE, OSXSAVE, AVX, F16C */
-  {LEAF_1, ECX, 1u << 12 | 1u << 22 | 1u << 27 | 1u << 28 | 1u << 29},
-  {LEAF_7, EBX, 1u << 3 | 1u << 5 | 1u << 8}, /* BMI1, AVX2, BMI2 */
-  {LEAF_80000001, ECX, 1u << 5},              /* LZCNT */
-  {0, 0, 0},
+    /* FMA, MOVBE, OSXSAVE, AVX, F16C */
+    {LEAF_1, ECX, 1u << 12 | 1u << 22 | 1u << 27 | 1u << 28 | 1u << 29},
+    {LEAF_7, EBX, 1u << 3 | 1u << 5 | 1u << 8}, /* BMI1, AVX2, BMI2 */
+    {LEAF_80000001, ECX, 1u << 5},              /* LZCNT */
+    {0, 0, 0},
 };
 static const struct need v4[] = {
-  /* AVX512: F, DQ, CD, BW, VL */
-  {LEAF_7, EBX, 1u << 16 | 1u << 17 | 1u << 28 | 1u << 30 | 1u << 31},
-  {0, 0, 0},
+    /* AVX512: F, DQ, CD, BW, VL */
+    {LEAF_7, EBX, 1u << 16 | 1u << 17 | 1u << 28 | 1u << 30 | 1u << 31},
+    {0, 0, 0},
 };
 
 /* XCR0: the SSE and AVX state; these and the three parts of the AVX-512 state. */
 enum { YMM_STATE = 0x06, ZMM_STATE = 0xE6 };
 
-static int has_all(uint32_t cpu[LEAVES][4], const struct need *need) {
+static int has_all(uint32_t cpu[LEAVES][4], const struct need* need) {
   for (; need->mask != 0; ++need)
     if ((cpu[need->leaf][need->reg] & need->mask) != need->mask) return 0;
   return 1;
@@ -85,37 +85,36 @@ static int level_count(void) {
   return 3;
 }
 
-static const char *const names[] = {"v2", "v3", "v4"};
+static const char* const names[] = {"v2", "v3", "v4"};
 
 #else
 
 static int level_count(void) { return 1; }
-static const char *const names[] = {"base"};
+static const char* const names[] = {"base"};
 
 #endif
 
-static PyObject *levels(PyObject *self, PyObject *unused) {
+static PyObject* levels(PyObject* self, PyObject* unused) {
   (void)self, (void)unused;
   int n = level_count();
-  PyObject *result = PyTuple_New(n);
+  PyObject* result = PyTuple_New(n);
   for (int i = 0; result != NULL && i < n; ++i) {
-    PyObject *name = PyUnicode_FromString(names[i]);
+    PyObject* name = PyUnicode_FromString(names[i]);
     if (name == NULL || PyTuple_SetItem(result, i, name) != 0) Py_CLEAR(result);
   }
   return result;
 }
 
 static PyMethodDef methods[] = {
-  {"levels", levels, METH_NOARGS,
-   "levels() -> tuple of str: the instruction-set levels usable here, lowest first."},
-  {NULL, NULL, 0, NULL},
+    {"levels", levels, METH_NOARGS, "levels() -> tuple of str: the instruction-set levels usable here, lowest first."},
+    {NULL, NULL, 0, NULL},
 };
 
 static struct PyModuleDef module = {
-  PyModuleDef_HEAD_INIT,
-  .m_name = "_cpu",
-  .m_doc = "Reads the processor's instruction-set level.",
-  .m_methods = methods,
+    PyModuleDef_HEAD_INIT,
+    .m_name = "_cpu",
+    .m_doc = "Reads the processor's instruction-set level.",
+    .m_methods = methods,
 };
 
 PyMODINIT_FUNC PyInit__cpu(void) { return PyModuleDef_Init(&module); }

@@ -1,5 +1,6 @@
 // The smallest program of a C++ user: the whole library in one include.
 #include <cstdio>
+
 #include <recollect/recollect.hpp>
 
 int main() {

@@ -66,5 +66,4 @@ inline int report() {
 #define CHECK(condition) ::check::that(static_cast<bool>(condition), __FILE__, __LINE__, #condition)
 #define CHECK_EQUAL(a, b) ::check::equal(a, b, __FILE__, __LINE__, #a " == " #b)
 #define CHECK_NEAR(a, b, bound) ::check::near(a, b, bound, __FILE__, __LINE__, #a " ~ " #b)
-#define CHECK_FAILS(code, sentence, ...) \
-  ::check::fails(::recollect::status::code, sentence, __FILE__, __LINE__, [&] { __VA_ARGS__; })
+#define CHECK_FAILS(code, sentence, ...) ::check::fails(::recollect::status::code, sentence, __FILE__, __LINE__, [&] { __VA_ARGS__; })

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "hopfield_oracle.hpp"
+
 #include "recollect/ops/hopfield.hpp"
 
 namespace oracle {
@@ -26,8 +27,8 @@ struct Problem {
   hopfield::operands in;
 
   Problem(const Setting& setting, Op which_) : s(setting), which(which_) {
-    const Index shape[] = {joined(s.state_batch, {s.n, s.d}), joined(s.patterns_batch, {s.N, s.d}),
-                           joined(s.values_batch, {s.N, s.e}), s.beta_batch};
+    const Index shape[] = {joined(s.state_batch, {s.n, s.d}), joined(s.patterns_batch, {s.N, s.d}), joined(s.values_batch, {s.N, s.e}),
+                           s.beta_batch};
     operand[0] = Tensor::make<T>(shape[0], s.how), operand[3] = Tensor::make<double>(shape[3], s.how);
     for (int i : {1, 2}) operand[i] = Tensor::make<Stored>(shape[i], s.how);
     for (int i = 0; i < 4; ++i) {

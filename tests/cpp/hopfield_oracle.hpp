@@ -3,6 +3,7 @@
 /// plain double loops over one row.
 #pragma once
 
+#include "check.hpp"
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -11,7 +12,6 @@
 #include <random>
 #include <vector>
 
-#include "check.hpp"
 #include "recollect/spec/hopfield.hpp"
 
 namespace oracle {
@@ -73,21 +73,33 @@ struct Tensor {
 
 inline double number(const void* place, dtype type) {
   switch (type) {
-    case dtype::float32: return *static_cast<const float*>(place);
-    case dtype::float64: return *static_cast<const double*>(place);
-    case dtype::float16: return widen<double>(*static_cast<const float16*>(place));
-    case dtype::bfloat16: return widen<double>(*static_cast<const bfloat16*>(place));
-    case dtype::boolean: return *static_cast<const unsigned char*>(place);
-    default: return static_cast<double>(*static_cast<const index_t*>(place));
+    case dtype::float32:
+      return *static_cast<const float*>(place);
+    case dtype::float64:
+      return *static_cast<const double*>(place);
+    case dtype::float16:
+      return widen<double>(*static_cast<const float16*>(place));
+    case dtype::bfloat16:
+      return widen<double>(*static_cast<const bfloat16*>(place));
+    case dtype::boolean:
+      return *static_cast<const unsigned char*>(place);
+    default:
+      return static_cast<double>(*static_cast<const index_t*>(place));
   }
 }
 
 inline void put(void* place, dtype type, double value) {
   const auto upper = static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(static_cast<float>(value)) >> 16);
   switch (type) {
-    case dtype::float32: *static_cast<float*>(place) = static_cast<float>(value); return;
-    case dtype::float64: *static_cast<double*>(place) = value; return;
-    case dtype::bfloat16: static_cast<bfloat16*>(place)->bits = upper; return;
+    case dtype::float32:
+      *static_cast<float*>(place) = static_cast<float>(value);
+      return;
+    case dtype::float64:
+      *static_cast<double*>(place) = value;
+      return;
+    case dtype::bfloat16:
+      static_cast<bfloat16*>(place)->bits = upper;
+      return;
     case dtype::float16: {  // every quarter up to 15.75 is a half; enough for tests
       const int exponent = value == 0 ? -15 : std::ilogb(value);
       const double fraction = value == 0 ? 0 : std::ldexp(std::abs(value), 10 - exponent) - 1024;
@@ -95,8 +107,11 @@ inline void put(void* place, dtype type, double value) {
           static_cast<std::uint16_t>((value < 0 ? 0x8000 : 0) | (exponent + 15) << 10 | static_cast<int>(fraction));
       return;
     }
-    case dtype::boolean: *static_cast<bool*>(place) = value != 0; return;
-    default: *static_cast<index_t*>(place) = static_cast<index_t>(value);
+    case dtype::boolean:
+      *static_cast<bool*>(place) = value != 0;
+      return;
+    default:
+      *static_cast<index_t*>(place) = static_cast<index_t>(value);
   }
 }
 

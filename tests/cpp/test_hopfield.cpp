@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /// hopfield::retrieve and hopfield::energy against the equations as plain double loops: sizes, values, masks, layouts, leading axes,
 /// steps and stored halves. Outputs lie in poisoned memory with gaps: every entry is written, and nothing beside them.
+#include "hopfield_oracle.hpp"
 #include <algorithm>
 
-#include "hopfield_oracle.hpp"
 #include "recollect/ops/hopfield.hpp"
 
 using namespace oracle;
@@ -11,8 +11,8 @@ using namespace oracle;
 namespace {
 
 struct Setting {
-  Index batch;  // leading axes of all operands together
-  index_t n, N, d, e = 0;  // e = 0: no values
+  Index batch;                  // leading axes of all operands together
+  index_t n, N, d, e = 0;       // e = 0: no values
   double beta = 2, masked = 0;  // the share of patterns that a row may not see
   layout in = layout::dense, out = layout::dense;
   Index state_batch{}, patterns_batch{}, values_batch{}, beta_batch{}, mask_shape{};
@@ -86,7 +86,8 @@ void compare(const Setting& s) {
   for (const Tensor* t : {&r.out, &r.energy, &r.lse, &r.largest, &r.log_sum, &r.steps, &r.converged, &only.energy, &only.lse})
     CHECK(t->gaps_intact() && t->overwritten());
   if (check::failed > before)
-    std::printf("  n=%d N=%d d=%d e=%d masked=%.1f steps=%d, %d bytes\n", int(s.n), int(s.N), int(s.d), int(s.e), s.masked, int(s.steps), int(sizeof(T)));
+    std::printf("  n=%d N=%d d=%d e=%d masked=%.1f steps=%d, %d bytes\n", int(s.n), int(s.N), int(s.d), int(s.e), s.masked, int(s.steps),
+                int(sizeof(T)));
 }
 
 template <class T>
@@ -98,7 +99,7 @@ void sizes() {
   for (index_t N : {191, 193}) compare<T>({{}, 193, N, 7}), compare<T>({{}, 5, N, 100, 33});
   for (index_t n : {1, 5, 25}) compare<T>({{}, n, 2305, 7}), compare<T>({{}, n, 2305, 16, 33, 2, 0.3});
   compare<T>({{}, 1, 5000, 33, 0, 8}), compare<T>({{}, 25, 5000, 7, 100, 2, 0.5}), compare<T>({{}, 193, 5000, 1});
-  compare<T>({{}, 3, 5, 0});  // no width: all patterns weigh the same
+  compare<T>({{}, 3, 5, 0});   // no width: all patterns weigh the same
   Setting none{{0}, 3, 5, 4};  // no entry at all
   none.state_batch = {0};
   compare<T>(none);
@@ -137,7 +138,8 @@ void leading_axes_and_layouts() {
 template <class Stored>
 void stored_halves() {
   for (index_t N : {1, 49, 2305})
-    for (index_t n : {5, 25}) compare<float, Stored>({{}, n, N, 16, 7, 0.5}), compare<float, Stored>({{}, n, N, 7, 0, 0.5, 0.3, layout::gaps});
+    for (index_t n : {5, 25})
+      compare<float, Stored>({{}, n, N, 16, 7, 0.5}), compare<float, Stored>({{}, n, N, 7, 0, 0.5, 0.3, layout::gaps});
 }
 
 }  // namespace

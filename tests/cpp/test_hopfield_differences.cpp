@@ -2,6 +2,7 @@
 /// Gradients of retrieve and energy against central differences of the library's own forward pass, entry by entry; and what must not
 /// change a bit of them: the number of threads, and which of them are wanted.
 #include "hopfield_gradient_problem.hpp"
+
 #include "recollect/core/parallel.hpp"
 
 using namespace oracle;
@@ -43,7 +44,8 @@ std::vector<unsigned char> untouched(const Tensor& t) { return std::vector<unsig
 
 template <class T>
 void the_same_bits() {
-  const Setting settings[] = {{{}, {}, {}, {}, {}, 193, 193, 33, 7, 0.3}, {{}, {}, {}, {}, {}, 3, 2305, 16}, {{2, 3}, {3}, {}, {}, {2, 3}, 5, 49, 7, 5}};
+  const Setting settings[] = {
+      {{}, {}, {}, {}, {}, 193, 193, 33, 7, 0.3}, {{}, {}, {}, {}, {}, 3, 2305, 16}, {{2, 3}, {3}, {}, {}, {2, 3}, 5, 49, 7, 5}};
   for (const Setting& s : settings)
     for (Op which : {retrieve, energy}) {
       Problem<T> p(s, which);
@@ -59,8 +61,7 @@ void the_same_bits() {
       }
       for (int wanted = 0; wanted < 16; ++wanted) {  // what else is wanted makes no difference
         p.backward(wanted);
-        for (int i = 0; i < 4; ++i)
-          CHECK(p.gradient[i].bytes == (wanted >> i & 1 && p.has(i) ? expected[i] : untouched(p.gradient[i])));
+        for (int i = 0; i < 4; ++i) CHECK(p.gradient[i].bytes == (wanted >> i & 1 && p.has(i) ? expected[i] : untouched(p.gradient[i])));
       }
     }
 }

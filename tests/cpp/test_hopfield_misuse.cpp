@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /// Calls at the edge of what can be said: none may read or write beside its arrays, and what cannot be done is refused.
-#include <sys/wait.h>
-#include <unistd.h>
-
+#include "hopfield_oracle.hpp"
 #include <bit>
 #include <functional>
 #include <limits>
 #include <string>
+#include <unistd.h>
 
-#include "hopfield_oracle.hpp"
+#include <sys/wait.h>
+
 #include "recollect/ops/hopfield.hpp"
 
 using namespace oracle;
@@ -53,8 +53,11 @@ void any_nan_is_told() {
     std::vector<T> state{1, 2, 3, 4}, patterns(200 * 2, T(0.5)), values(200 * 3, T(1));
     (in_state ? state[0] : patterns[2 * 5]) = nan;
     T out[6], energy[2], lse[2];
-    const hopfield::operands in{ConstArray(state.data(), {2, 2}), ConstArray(patterns.data(), {200, 2}),
-                                ConstArray(values.data(), {200, 3}), ConstArray(&two, {}), {}};
+    const hopfield::operands in{ConstArray(state.data(), {2, 2}),
+                                ConstArray(patterns.data(), {200, 2}),
+                                ConstArray(values.data(), {200, 3}),
+                                ConstArray(&two, {}),
+                                {}};
     hopfield::retrieve(in, {}, {Array(out, {2, 3}), Array(energy, {2}), Array(lse, {2}), {}, {}, {}});
     CHECK(std::isnan(out[0]) && std::isnan(energy[0]) && std::isnan(lse[0]));
     CHECK(std::isnan(out[3]) == !in_state && std::isnan(energy[1]) == !in_state && std::isnan(lse[1]) == !in_state);
@@ -83,20 +86,35 @@ void what_is_needed(int which) {
   const hopfield::gradients d_in{f({3, 4}), {}, {}, {}, {}}, d_values{{}, {}, f({6, 4}), {}, {}};
   const hopfield::saved kept{f({3}), f({3})};
   const ConstArray read = f({3, 32}), row = f({3});
-  const auto of_read = [&](const ConstArray& out, const ConstArray& d_out) { hopfield::retrieve_backward(in, "softmax", kept, out, d_out, d_in); };
-  const auto of_energy = [&](const hopfield::saved& saved, const ConstArray& d) { hopfield::energy_backward(in, "softmax", saved, d, d_in); };
+  const auto of_read = [&](const ConstArray& out, const ConstArray& d_out) {
+    hopfield::retrieve_backward(in, "softmax", kept, out, d_out, d_in);
+  };
+  const auto of_energy = [&](const hopfield::saved& saved, const ConstArray& d) {
+    hopfield::energy_backward(in, "softmax", saved, d, d_in);
+  };
   switch (which) {
-    case 0: return refused("out", __LINE__, [&] { of_read({}, row); });
-    case 1: return refused("out", __LINE__, [&] { of_read(f({3, 1}), read); });
-    case 2: return refused("d_out", __LINE__, [&] { of_read(read, {}); });
-    case 3: return refused("d_out", __LINE__, [&] { of_energy(kept, {}); });
-    case 4: return refused("largest", __LINE__, [&] { of_energy({}, row); });
-    case 5: return refused("log_sum", __LINE__, [&] { of_energy({f({3}), {}}, row); });
-    case 6: return refused("values", __LINE__, [&] { hopfield::retrieve_backward(no_values, "softmax", kept, f({3, 4}), f({3, 4}), d_values); });
-    case 7: return refused("beta", __LINE__, [&] { hopfield::energy_backward(negative, "softmax", kept, row, d_in); });
-    case 8: return refused("weights", __LINE__, [&] { hopfield::nearest(in, "softmax", Array(whole, {3, 2}), {}); });
-    case 9: return refused("indices", __LINE__, [&] { hopfield::nearest(in, "softmax", {}, f({3, 2})); });
-    default: return refused("state", __LINE__, [&] { in.state = f({-3, 4}), hopfield::energy(in, "softmax", {}); });
+    case 0:
+      return refused("out", __LINE__, [&] { of_read({}, row); });
+    case 1:
+      return refused("out", __LINE__, [&] { of_read(f({3, 1}), read); });
+    case 2:
+      return refused("d_out", __LINE__, [&] { of_read(read, {}); });
+    case 3:
+      return refused("d_out", __LINE__, [&] { of_energy(kept, {}); });
+    case 4:
+      return refused("largest", __LINE__, [&] { of_energy({}, row); });
+    case 5:
+      return refused("log_sum", __LINE__, [&] { of_energy({f({3}), {}}, row); });
+    case 6:
+      return refused("values", __LINE__, [&] { hopfield::retrieve_backward(no_values, "softmax", kept, f({3, 4}), f({3, 4}), d_values); });
+    case 7:
+      return refused("beta", __LINE__, [&] { hopfield::energy_backward(negative, "softmax", kept, row, d_in); });
+    case 8:
+      return refused("weights", __LINE__, [&] { hopfield::nearest(in, "softmax", Array(whole, {3, 2}), {}); });
+    case 9:
+      return refused("indices", __LINE__, [&] { hopfield::nearest(in, "softmax", {}, f({3, 2})); });
+    default:
+      return refused("state", __LINE__, [&] { in.state = f({-3, 4}), hopfield::energy(in, "softmax", {}); });
   }
 }
 
@@ -123,6 +141,7 @@ int main() {
   alone("NaN in double", any_nan_is_told<double, std::uint64_t>);
   alone("too many axes", too_many_axes);
   alone("energy without a read", energy_without_a_read);
-  for (int which = 0; which <= 10; ++which) alone(("what is needed, case " + std::to_string(which)).c_str(), [&] { what_is_needed(which); });
+  for (int which = 0; which <= 10; ++which)
+    alone(("what is needed, case " + std::to_string(which)).c_str(), [&] { what_is_needed(which); });
   return check::report();
 }

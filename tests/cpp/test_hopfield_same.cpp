@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /// What must not change a single bit: the number of threads, the rows beside a row, and how arrays are laid out. Then rows that come to
 /// rest, and the k nearest patterns.
+#include "hopfield_oracle.hpp"
 #include <algorithm>
 #include <numeric>
 
-#include "hopfield_oracle.hpp"
 #include "recollect/core/parallel.hpp"
 #include "recollect/ops/hopfield.hpp"
 
@@ -83,7 +83,7 @@ struct Problem {
 
 template <class T>
 void the_same_bits() {
-  const Problem<T> problems[] = {{25, 49, 7, 0, 5, true, {"softmax", 4, 1e-3}},   {3, 5000, 16, 0, 1, false, {"softmax", 3, 1e-2}},
+  const Problem<T> problems[] = {{25, 49, 7, 0, 5, true, {"softmax", 4, 1e-3}},    {3, 5000, 16, 0, 1, false, {"softmax", 3, 1e-2}},
                                  {30, 2305, 33, 7, 5, true, {"softmax", 1, -1}},   {193, 193, 64, 0, 7, false, {"softmax", 2, -1}},
                                  {5, 4500, 100, 33, 3, false, {"softmax", 2, -1}}, {1, 3, 5, 2, 0, true, {"softmax", 5, 1e-9}}};
   for (Problem<T> problem : problems) {
@@ -114,8 +114,7 @@ void the_same_bits() {
       hopfield::retrieve(in_place.in, in_place.p, {in_place.out.array, {}, {}, {}, {}, {}});
       problem.run(0, problem.n);
       for (index_t r = 0; r < problem.n; ++r)
-        for (index_t c = 0; c < problem.d; ++c)
-          CHECK_EQUAL(at(in_place.out.array, {}, {r, c}), at(problem.out.array, {}, {r, c}));
+        for (index_t c = 0; c < problem.d; ++c) CHECK_EQUAL(at(in_place.out.array, {}, {r, c}), at(problem.out.array, {}, {r, c}));
     }
     for (layout how : {layout::gaps, layout::reversed, layout::turned}) {
       Problem<T> other = problem;

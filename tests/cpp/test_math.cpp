@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /// Numbers and rows: 2^x in packets, the softmax in pieces, the k largest, stored halves, names.
+#include "check.hpp"
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -9,7 +10,6 @@
 #include <random>
 #include <vector>
 
-#include "check.hpp"
 #include "recollect/math/exp2.hpp"
 #include "recollect/math/online_softmax.hpp"
 #include "recollect/math/separation.hpp"

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /// parallel_for: every task once, whatever happens around it.
-#include <sys/resource.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
+#include "check.hpp"
 #include <atomic>
 #include <thread>
+#include <unistd.h>
 #include <vector>
 
-#include "check.hpp"
+#include <sys/resource.h>
+#include <sys/wait.h>
+
 #include "recollect/core/parallel.hpp"
 
 using namespace recollect;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /// The working memory of tasks: frames nest, and places stay where they are until their frame ends.
+#include "check.hpp"
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
@@ -7,7 +8,6 @@
 #include <utility>
 #include <vector>
 
-#include "check.hpp"
 #include "recollect/core/parallel.hpp"
 #include "recollect/core/scratch.hpp"
 

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /// Element types, stored halves, names in lists, and numbers in sentences.
+#include "check.hpp"
 #include <bit>
 #include <cmath>
 #include <limits>
 #include <type_traits>
 
-#include "check.hpp"
 #include "recollect/core/dtype.hpp"
 #include "recollect/core/type_list.hpp"
 #include "recollect/math/separation.hpp"
@@ -24,9 +24,7 @@ double plain_value(unsigned bits, int exponent_bits, int fraction_bits) {
   return bits >> 15 ? -value : value;
 }
 
-bool same(double a, double b) {
-  return std::isnan(a) ? std::isnan(b) : a == b && std::signbit(a) == std::signbit(b);
-}
+bool same(double a, double b) { return std::isnan(a) ? std::isnan(b) : a == b && std::signbit(a) == std::signbit(b); }
 
 void halves() {
   bool good16 = true, good_brain = true, good_double = true;
@@ -82,18 +80,20 @@ void lists() {
   CHECK_EQUAL(calls, 1);
   CHECK_FAILS(value, "op: kind is 'tw'; expected 'one' or 'two'",
               visit_by_name(type_list<one, two>{}, "op", "kind", "tw", [&]<class T>() { CHECK(false); }));
-  CHECK_FAILS(value, "op: kind is ''; expected 'one'",
-              visit_by_name(type_list<one>{}, "op", "kind", "", [&]<class T>() { CHECK(false); }));
+  CHECK_FAILS(value, "op: kind is ''; expected 'one'", visit_by_name(type_list<one>{}, "op", "kind", "", [&]<class T>() { CHECK(false); }));
   for_each(separations{}, []<class T>() { CHECK(!T::name.empty()); });
 }
 
 /// As Python writes them, since the same sentence reaches Python.
 void numbers_in_sentences() {
   const std::pair<double, const char*> cases[] = {
-      {0.1, "0.1"},     {1, "1.0"},       {-0.0, "-0.0"},     {-10, "-10.0"}, {100, "100.0"},
-      {1234567, "1234567.0"}, {0.25, "0.25"},   {1.0 / 3, "0.3333333333333333"},
-      {NAN, "nan"},     {INFINITY, "inf"}, {-INFINITY, "-inf"}, {1e300, "1e+300"},
-      {5e-324, "5e-324"}, {-std::numeric_limits<double>::max(), "-1.7976931348623157e+308"},
+      {0.1, "0.1"},        {1, "1.0"},
+      {-0.0, "-0.0"},      {-10, "-10.0"},
+      {100, "100.0"},      {1234567, "1234567.0"},
+      {0.25, "0.25"},      {1.0 / 3, "0.3333333333333333"},
+      {NAN, "nan"},        {INFINITY, "inf"},
+      {-INFINITY, "-inf"}, {1e300, "1e+300"},
+      {5e-324, "5e-324"},  {-std::numeric_limits<double>::max(), "-1.7976931348623157e+308"},
   };
   for (const auto& [number, text] : cases) {
     try {

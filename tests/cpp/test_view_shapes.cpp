@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /// Views, run-time arrays, shape tables and the sentences they refuse with.
+#include "check.hpp"
 #include <type_traits>
 #include <vector>
 
-#include "check.hpp"
 #include "recollect/core/shapes.hpp"
 
 using namespace recollect;

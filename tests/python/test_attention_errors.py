@@ -18,7 +18,11 @@ def shape(*sizes):
 
 def good():
     rng = np.random.default_rng(0)
-    return {"query": rng.standard_normal((3, 8)), "key": rng.standard_normal((5, 8)), "value": rng.standard_normal((5, 2))}
+    return {
+        "query": rng.standard_normal((3, 8)),
+        "key": rng.standard_normal((5, 8)),
+        "value": rng.standard_normal((5, 2)),
+    }
 
 
 def call(**changes):
@@ -48,7 +52,15 @@ def refused(kind, argument, came, **changes):
 
 def test_the_good_call_is_good():
     call()
-    call(scale=1, causal="top-left", mask=np.ones(5, bool), bias=np.zeros((3, 5)), sink=0, return_lse=True, out=shape(3, 2))
+    call(
+        scale=1,
+        causal="top-left",
+        mask=np.ones(5, bool),
+        bias=np.zeros((3, 5)),
+        sink=0,
+        return_lse=True,
+        out=shape(3, 2),
+    )
 
 
 # --------------------------------------------------------------------------------------------------- shapes
@@ -130,7 +142,13 @@ def test_causality_is_a_flag_or_a_name(causal):
         call(causal=causal)
 
 
-BAD = [(float("nan"), "nan"), (float("inf"), "inf"), (float("-inf"), "-inf"), (np.float32(np.nan), "nan"), (np.array(np.inf), "inf")]
+BAD = [
+    (float("nan"), "nan"),
+    (float("inf"), "inf"),
+    (float("-inf"), "-inf"),
+    (np.float32(np.nan), "nan"),
+    (np.array(np.inf), "inf"),
+]
 
 
 @pytest.mark.parametrize(("scale", "came"), BAD, ids=repr)
@@ -143,7 +161,9 @@ def test_every_scale_of_an_array_is_finite(bad):
     refused(ValueError, "scale", str(bad), query=shape(3, 3, 8), scale=np.array([1.0, bad, 3.0]))
 
 
-@pytest.mark.parametrize("sink", [float("nan"), np.float32(np.nan), np.array(np.nan), np.array([1.0, np.nan, 3.0])], ids=repr)
+@pytest.mark.parametrize(
+    "sink", [float("nan"), np.float32(np.nan), np.array(np.nan), np.array([1.0, np.nan, 3.0])], ids=repr
+)
 def test_a_sink_is_a_number(sink):
     refused(ValueError, "sink", "nan", query=shape(3, 3, 8), sink=sink)
 
@@ -185,7 +205,9 @@ def test_ragged_lists(argument):
 
 
 @pytest.mark.parametrize("name", ["scale", "sink"])
-@pytest.mark.parametrize("number", ["1.0", 1 + 0j, np.array(["x"]), np.array([1j]), {"a": 1}, np.array([None])], ids=repr)
+@pytest.mark.parametrize(
+    "number", ["1.0", 1 + 0j, np.array(["x"]), np.array([1j]), {"a": 1}, np.array([None])], ids=repr
+)
 def test_scale_and_sink_are_numbers(name, number):
     refused(TypeError, name, "", **{name: number})
 
@@ -215,7 +237,10 @@ def test_out_is_writable():
     assert (out == 0).all()
 
 
-@pytest.mark.parametrize("changes", [{"scale": np.nan}, {"key": shape(5, 7)}, {"mask": np.ones(4, bool)}, {"causal": "other"}, {"bias": shape(4)}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"scale": np.nan}, {"key": shape(5, 7)}, {"mask": np.ones(4, bool)}, {"causal": "other"}, {"bias": shape(4)}],
+)
 def test_a_refused_call_leaves_out_alone(changes):
     out = np.full((3, 2), 7.0)
     with pytest.raises(ValueError):

@@ -26,7 +26,11 @@ def operands(rng, dtype=np.float64, n=4, m=7, d=5, e=3, batch=(), **more):
 
 def all_six(rng, dtype=np.float64, n=4, m=7, **more):
     o = operands(rng, dtype, n, m, **more)
-    return o | {"scale": np.array(0.7, dtype), "bias": rng.standard_normal((n, m)).astype(dtype), "sink": np.array(0.4, dtype)}
+    return o | {
+        "scale": np.array(0.7, dtype),
+        "bias": rng.standard_normal((n, m)).astype(dtype),
+        "sink": np.array(0.4, dtype),
+    }
 
 
 def split(o):
@@ -119,8 +123,8 @@ def test_biases_of_every_shape(rng, dtype, shape, causal):
 @pytest.mark.parametrize("sink", [None, 0.3])
 def test_what_is_hidden_has_zero_gradients(rng, dtype, hide, sink):
     keep = np.ones((4, 7), bool)
-    keep[1] = False       # a row that admits nothing
-    keep[:, 3] = False    # a key that no row admits
+    keep[1] = False  # a row that admits nothing
+    keep[:, 3] = False  # a key that no row admits
     o = all_six(rng, dtype) | {"sink": sink}
     o["key"][3], o["value"][3] = np.nan, np.inf
     if hide != "bias":
@@ -148,7 +152,10 @@ def test_empty_and_single(rng, dtype, n, m):
         check(dtype, all_six(rng, dtype, n, m, causal=causal), rng)
 
 
-@pytest.mark.parametrize("n, m, d, e", [(1, 500, 16, 9), (200, 3, 7, 64), (65, 193, 33, 16), (130, 385, 64, 100), (385, 130, 24, 8), (25, 1200, 100, 1)])
+@pytest.mark.parametrize(
+    "n, m, d, e",
+    [(1, 500, 16, 9), (200, 3, 7, 64), (65, 193, 33, 16), (130, 385, 64, 100), (385, 130, 24, 8), (25, 1200, 100, 1)],
+)
 def test_larger_problems(rng, dtype, n, m, d, e):
     for causal in CAUSAL:
         check(dtype, operands(rng, dtype, n, m, d, e, causal=causal), rng, judge=False)
@@ -196,7 +203,16 @@ def test_grouped_queries_of_some_size(rng, dtype):
 
 def test_fields_are_those_that_were_given(rng):
     o, given = operands(rng), all_six(rng)
-    for names in ([], ["scale"], ["bias"], ["sink"], ["sink", "scale"], ["bias", "scale"], ["sink", "bias"], ["sink", "bias", "scale"]):
+    for names in (
+        [],
+        ["scale"],
+        ["bias"],
+        ["sink"],
+        ["sink", "scale"],
+        ["bias", "scale"],
+        ["sink", "bias"],
+        ["sink", "bias", "scale"],
+    ):
         check(np.float64, o | {k: given[k] for k in names}, rng)
     backwards = dict(reversed(list(given.items())))
     out, pullback = rc.vjp(rc.attention.attend, **backwards)
@@ -350,7 +366,9 @@ def test_torch_autograd_agrees(rng, causal, masked, heads):
     size = ref.gradients(absolute=True, **widen(np.float64, o | {"mask": keep, "d_out": u}, judge=False))
     for name in NAMES:
         error = np.abs(getattr(got, name) - leaves[name].grad.numpy())
-        assert (error <= 2 * acc.C_GRADIENT * acc.eps(np.float64) * getattr(size, name)).all(), f"d_{name}: {error.max()}"
+        assert (error <= 2 * acc.C_GRADIENT * acc.eps(np.float64) * getattr(size, name)).all(), (
+            f"d_{name}: {error.max()}"
+        )
 
 
 def test_return_lse_has_no_gradient(rng):

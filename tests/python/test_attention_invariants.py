@@ -51,7 +51,15 @@ def near(dtype, a, b, o, other=None):
 
 # ------------------------------------------------------------- a row never depends on the rows beside it: bitwise
 
-SIZES = [(2, 1, 1, 1), (9, 7, 3, 2), (50, 49, 16, 16), (65, 193, 16, 33), (385, 191, 33, 7), (129, 1200, 64, 64), (200, 5000, 16, 8)]
+SIZES = [
+    (2, 1, 1, 1),
+    (9, 7, 3, 2),
+    (50, 49, 16, 16),
+    (65, 193, 16, 33),
+    (385, 191, 33, 7),
+    (129, 1200, 64, 64),
+    (200, 5000, 16, 8),
+]
 
 
 def some_rows(n):
@@ -79,7 +87,14 @@ def test_a_row_alone_with_masks_biases_and_sinks(rng, dtype, same_bits, m):
     mask[3] = False
     bias[rng.random((n, m)) < 0.2] = -np.inf
     o = operands(rng, dtype, n, m)
-    for more in ({"mask": mask}, {"mask": mask[0]}, {"bias": bias}, {"bias": bias[0]}, {"mask": mask, "bias": bias, "sink": 0.4}, {"sink": -1.0}):
+    for more in (
+        {"mask": mask},
+        {"mask": mask[0]},
+        {"bias": bias},
+        {"bias": bias[0]},
+        {"mask": mask, "bias": bias, "sink": 0.4},
+        {"sink": -1.0},
+    ):
         together = attend(o | more)
         for k in (0, 3, 41, 69):
             own = {name: a[k : k + 1] if np.ndim(a) == 2 else a for name, a in more.items()}
@@ -102,7 +117,12 @@ def test_causal_rows_alone_are_the_rows_in_a_batch(rng, dtype, same_bits, n, m):
 
 def test_heads_alone_are_the_heads_in_a_batch(rng, dtype, same_bits):
     o = operands(rng, dtype, 33, 200, 20, 6, (2, 6))
-    o |= {"key": o["key"][:, :2], "value": o["value"][:, :2], "scale": rng.uniform(0.1, 0.9, 6), "sink": rng.standard_normal((2, 1))}
+    o |= {
+        "key": o["key"][:, :2],
+        "value": o["value"][:, :2],
+        "scale": rng.uniform(0.1, 0.9, 6),
+        "sink": rng.standard_normal((2, 1)),
+    }
     o["bias"] = rng.standard_normal((6, 1, 200)).astype(dtype)
     for causal in CAUSAL:
         together = attend(o, causal=causal)
@@ -161,7 +181,9 @@ def test_the_same_bits_over_heads_and_groups(rng, dtype, same_bits):
 # -------------------------------------------------------------------------------------- masks said in other ways
 
 
-@pytest.mark.parametrize("n, m", [(5, 5), (24, 24), (49, 49), (48, 97), (97, 48), (400, 1200), (1200, 400), (400, 2500)])
+@pytest.mark.parametrize(
+    "n, m", [(5, 5), (24, 24), (49, 49), (48, 97), (97, 48), (400, 1200), (1200, 400), (400, 2500)]
+)
 @pytest.mark.parametrize("sink", [None, 0.4])
 def test_causal_is_an_explicit_mask(rng, dtype, n, m, sink):
     o = operands(rng, dtype, n, m, 8, 8, sink=sink)
@@ -308,7 +330,13 @@ def test_attention_is_hopfield_retrieval_of_values(rng, dtype, scale):
         near(dtype, attend(o, mask=mask), ref.Attention(info.state, info.lse * dtype(scale)), o | {"mask": mask})
 
 
-@given(st.integers(1, 60), st.integers(1, 60), st.sampled_from(CAUSAL), st.integers(0, 2**32 - 1), st.sampled_from([np.float32, np.float64]))
+@given(
+    st.integers(1, 60),
+    st.integers(1, 60),
+    st.sampled_from(CAUSAL),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([np.float32, np.float64]),
+)
 def test_two_halves_merge_by_their_lse(n, m, causal, seed, dtype):
     """Attention over all keys is the mean of attention over two parts, weighed by exp(lse)."""
     rng = np.random.default_rng(seed)

@@ -75,7 +75,10 @@ def test_every_width(rng, dtype, d, e):
             check(dtype, operands(rng, dtype, n, m, d, e) | more)
 
 
-@pytest.mark.parametrize("n, m, d, e", [(400, 2500, 64, 64), (2500, 400, 16, 33), (1153, 1153, 33, 16), (24, 4700, 8, 8), (770, 1200, 100, 128)])
+@pytest.mark.parametrize(
+    "n, m, d, e",
+    [(400, 2500, 64, 64), (2500, 400, 16, 33), (1153, 1153, 33, 16), (24, 4700, 8, 8), (770, 1200, 100, 128)],
+)
 def test_across_blocks_tiles_and_segments(rng, dtype, n, m, d, e):
     o = operands(rng, dtype, n, m, d, e)
     for more in settings(rng, dtype, n, m):
@@ -108,9 +111,21 @@ def test_leading_axes_broadcast(rng, dtype, leads, causal, n, m):
     assert out.shape == (*full, n, 4) and lse.shape == (*full, n)
     check(dtype, o | {"mask": rng.random(m) < 0.6})
     check(dtype, o | {"mask": rng.random((n, m)) < 0.6, "bias": draw(rng, dtype, n, m)})
-    check(dtype, o | {"mask": rng.random((*full, n, m)) < 0.6, "scale": draw(rng, dtype, *full), "sink": draw(rng, dtype, *full)})
+    check(
+        dtype,
+        o
+        | {"mask": rng.random((*full, n, m)) < 0.6, "scale": draw(rng, dtype, *full), "sink": draw(rng, dtype, *full)},
+    )
     if full:
-        check(dtype, o | {"bias": draw(rng, dtype, *full[-1:], n, 1), "scale": draw(rng, dtype, *full[-1:]), "sink": draw(rng, dtype, 1)})
+        check(
+            dtype,
+            o
+            | {
+                "bias": draw(rng, dtype, *full[-1:], n, 1),
+                "scale": draw(rng, dtype, *full[-1:]),
+                "sink": draw(rng, dtype, 1),
+            },
+        )
 
 
 GROUPS = [  # leading axes of query, key, value: several heads of the query read one of key and value
@@ -169,7 +184,9 @@ def layouts(a):
 @pytest.mark.parametrize("layout", list(layouts(np.zeros((1, 1, 1)))))
 def test_strides(rng, dtype, same_bits, layout):
     heads = ((4,), (2,), (2,))
-    o = operands(rng, dtype, 37, 70, 21, 5, leads=heads, scale=np.array([0.3, 0.6, 0.9, -0.2], dtype), sink=draw(rng, dtype, 4))
+    o = operands(
+        rng, dtype, 37, 70, 21, 5, leads=heads, scale=np.array([0.3, 0.6, 0.9, -0.2], dtype), sink=draw(rng, dtype, 4)
+    )
     o |= {"mask": rng.random((4, 37, 70)) < 0.7, "bias": draw(rng, dtype, 4, 37, 70)}
     other = o | {k: layouts(o[k])[layout] for k in ("query", "key", "value", "mask", "bias")}
     other |= {k: o[k][::-1].copy()[::-1] for k in ("scale", "sink")}
@@ -287,7 +304,11 @@ def test_shapes_at_random(data):
 
     n, m = (data.draw(st.integers(0, 60), name) for name in "nm")
     d, e = (data.draw(st.integers(1, 30), name) for name in "de")
-    o = {"query": draw(rng, dtype, *lead, n, d), "key": draw(rng, dtype, *part("key", (m, d))), "value": draw(rng, dtype, *part("value", (m, e)))}
+    o = {
+        "query": draw(rng, dtype, *lead, n, d),
+        "key": draw(rng, dtype, *part("key", (m, d))),
+        "value": draw(rng, dtype, *part("value", (m, e))),
+    }
     own = st.sampled_from([(m,), (1, m), (n, 1), (n, m)])
     o["causal"] = data.draw(st.sampled_from(CAUSAL), "causal")
     for name in ("scale", "sink"):

@@ -70,7 +70,13 @@ def test_every_gradient_against_the_closed_form(rng, sink):
     g = rng.standard_normal(out.shape)
     _, _, p = reference(q, k, v, top_k, scale, bias, sink)
     d_s = p * (g @ v.T - (g * (p @ v)).sum(1, keepdims=True))
-    want = {"query": scale * d_s @ k, "key": scale * d_s.T @ q, "value": p.T @ g, "scale": ((q @ k.T) * d_s).sum(), "bias": d_s}
+    want = {
+        "query": scale * d_s @ k,
+        "key": scale * d_s.T @ q,
+        "value": p.T @ g,
+        "scale": ((q @ k.T) * d_s).sum(),
+        "bias": d_s,
+    }
     if sink is not None:
         want["sink"] = -((1 - p.sum(1)) * (g * (p @ v)).sum(1)).sum()
     found = pullback(g)

@@ -228,7 +228,9 @@ def test_biases(rng, dtype, form, causal):
         check(dtype, o | {"sink": 0.4})
 
 
-@pytest.mark.parametrize("shape", [(3, 1, 11), (3, 5, 11), (2, 1, 5, 11), (2, 1, 1, 11), (2, 3, 5, 1), (1, 3, 1, 11), (1, 11)])
+@pytest.mark.parametrize(
+    "shape", [(3, 1, 11), (3, 5, 11), (2, 1, 5, 11), (2, 1, 1, 11), (2, 3, 5, 1), (1, 3, 1, 11), (1, 11)]
+)
 def test_masks_and_biases_per_head(rng, dtype, shape):
     o = operands(rng, dtype, batch=(2, 3))
     bias, mask = rng.standard_normal(shape).astype(dtype), rng.random(shape) < 0.6
@@ -302,12 +304,19 @@ def test_mixed_number_types_never_lose_precision_silently(rng):
             assert "float32" in str(error) and "float64" in str(error)
         else:
             wide = widen(np.float64, mixed)
-            assert (np.abs(out - ref.attend(**wide).out) <= acc.C_READ * acc.eps(np.float64) * ref.sizes(**wide).out).all()
+            assert (
+                np.abs(out - ref.attend(**wide).out) <= acc.C_READ * acc.eps(np.float64) * ref.sizes(**wide).out
+            ).all()
 
 
 def test_inputs_are_left_alone(rng, dtype, same_bits):
     o = operands(rng, dtype, batch=(2,), causal=True)
-    o |= {"scale": np.array([0.4, 0.7]), "sink": np.array(0.2), "mask": rng.random((5, 11)) < 0.7, "bias": rng.standard_normal(11).astype(dtype)}
+    o |= {
+        "scale": np.array([0.4, 0.7]),
+        "sink": np.array(0.2),
+        "mask": rng.random((5, 11)) < 0.7,
+        "bias": rng.standard_normal(11).astype(dtype),
+    }
     copies = {k: np.copy(a) for k, a in o.items()}
     attend(o, return_lse=True)
     out, pullback = rc.vjp(rc.attention.attend, **o)

@@ -42,19 +42,19 @@ class Problem(NamedTuple):
     """The operands, all over the same leading axes."""
 
     query: np.ndarray  # (..., n, d)
-    key: np.ndarray    # (..., m, d), zero where no row admits the key
+    key: np.ndarray  # (..., m, d), zero where no row admits the key
     value: np.ndarray  # (..., m, e), likewise
     scale: np.ndarray  # (..., 1, 1)
-    keep: np.ndarray   # (..., n, m) admissible?
-    bias: np.ndarray   # (..., n, m), zero where not admissible
-    sink: np.ndarray   # (..., 1, 1), -inf without one
+    keep: np.ndarray  # (..., n, m) admissible?
+    bias: np.ndarray  # (..., n, m), zero where not admissible
+    sink: np.ndarray  # (..., 1, 1), -inf without one
 
 
 class Weights(NamedTuple):
-    z: np.ndarray      # (..., n, m) query . key, zero where not admissible
-    p: np.ndarray      # (..., n, m) zero where not admissible
-    rest: np.ndarray   # (..., n, 1) the weight of the sink
-    lse: np.ndarray    # (..., n)
+    z: np.ndarray  # (..., n, m) query . key, zero where not admissible
+    p: np.ndarray  # (..., n, m) zero where not admissible
+    rest: np.ndarray  # (..., n, 1) the weight of the sink
+    lse: np.ndarray  # (..., n)
 
 
 def transpose(a):

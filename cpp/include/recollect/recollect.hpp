@@ -7,11 +7,11 @@
 // What everything is made of.
 #include "recollect/core/dtype.hpp"      // element types as values; index_t; the half-width storage types
 #include "recollect/core/error.hpp"      // one exception: a status and a sentence
-#include "recollect/core/view.hpp"       // arrays that are pointed at, never owned
-#include "recollect/core/shapes.hpp"     // what an op expects of its operands, as a table in dimension letters
-#include "recollect/core/type_list.hpp"  // names to types: how separations and feature maps are registered
 #include "recollect/core/parallel.hpp"   // parallel_for, the thread pool, set_executor
 #include "recollect/core/scratch.hpp"    // working memory of a task
+#include "recollect/core/shapes.hpp"     // what an op expects of its operands, as a table in dimension letters
+#include "recollect/core/type_list.hpp"  // names to types: how separations and feature maps are registered
+#include "recollect/core/view.hpp"       // arrays that are pointed at, never owned
 
 // Mathematics of numbers and rows; templates that packets go through too.
 #include "recollect/math/exp2.hpp"            // 2^x
@@ -19,7 +19,7 @@
 #include "recollect/math/separation.hpp"      // how scores become weights: the list of separations
 
 // The ops: first what each promises, then how it is done.
-#include "recollect/spec/hopfield.hpp"  // energy and retrieval: equations, operands, shapes
-#include "recollect/ops/hopfield.hpp"   // hopfield::energy, hopfield::retrieve and their gradients
-#include "recollect/spec/attention.hpp"  // attention: equation, operands, shapes
 #include "recollect/ops/attention.hpp"   // attention::attend and its gradient
+#include "recollect/ops/hopfield.hpp"    // hopfield::energy, hopfield::retrieve and their gradients
+#include "recollect/spec/attention.hpp"  // attention: equation, operands, shapes
+#include "recollect/spec/hopfield.hpp"   // energy and retrieval: equations, operands, shapes

@@ -6,8 +6,6 @@
 /// variable (it raises the oldest C library a wheel can run on). A program with a pool of its own injects it with `set_executor`.
 #pragma once
 
-#include <unistd.h>
-
 #include <atomic>
 #include <cstdint>
 #include <cstdlib>
@@ -15,6 +13,7 @@
 #include <system_error>
 #include <thread>
 #include <type_traits>
+#include <unistd.h>
 
 #include "recollect/core/dtype.hpp"
 #include "recollect/core/error.hpp"

@@ -69,7 +69,8 @@ class Shapes {
 
   void check_extents(const ShapeRow& row, const ConstArray& array) const {
     for (int axis = 0; axis < array.rank; ++axis)
-      if (array.extents[axis] < 0) fail(status::value, op_, ": ", row.name, " has shape ", array.shape_text(), "; expected no negative extent");
+      if (array.extents[axis] < 0)
+        fail(status::value, op_, ": ", row.name, " has shape ", array.shape_text(), "; expected no negative extent");
     if (leading(row, array) > max_rank - 2)
       fail(status::value, op_, ": ", row.name, " has ", leading(row, array), " leading axes; at most ", max_rank - 2, " are supported");
   }

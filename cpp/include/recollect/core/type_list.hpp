@@ -33,8 +33,7 @@ std::string names(type_list<Ts...>) {
 template <class... Ts, class F>
 void visit_by_name(type_list<Ts...> list, std::string_view op, std::string_view argument, std::string_view wanted, F&& f) {
   const bool found = ((Ts::name == wanted && (f.template operator()<Ts>(), true)) || ...);
-  if (!found)
-    fail(status::value, op, ": ", argument, " is '", wanted, "'; expected ", names(list));
+  if (!found) fail(status::value, op, ": ", argument, " is '", wanted, "'; expected ", names(list));
 }
 
 }  // namespace recollect

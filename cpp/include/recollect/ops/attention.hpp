@@ -87,7 +87,7 @@ void backward(const operands& in, causal rule, const ConstArray& out, const Cons
   check_gradient(op, "d_scale", d_in.scale, in.scale, dtype::float64);
   check_gradient(op, "d_bias", d_in.bias, in.bias, type);
   check_gradient(op, "d_sink", d_in.sink, in.sink, dtype::float64);
-  const ConstArray list[] = {in.query, in.key,    in.value,   in.scale,   in.mask,   in.bias,  in.sink,
+  const ConstArray list[] = {in.query,   in.key,   in.value,   in.scale,   in.mask,   in.bias,  in.sink,
                              d_in.query, d_in.key, d_in.value, d_in.scale, d_in.bias, d_in.sink};
   const Shapes shapes(op, gradient_shapes, list);
   const index_t n = shapes.extent('n'), e = shapes.extent('e');
@@ -157,7 +157,8 @@ inline void attend_top_k(const operands& in, causal rule, const results& out, co
     Recall<T, softmax>(problem, {0, -1, 0}, to, true).run();
     const Selection<T> selection{to.nearest, to.nearest_weight, k};
     TopKRead<T>(problem, selection)
-        .forward(problem.fold.template place_output<T>(out.out, batch), to.log_total, problem.fold.template place_output<T>(out.lse, batch));
+        .forward(problem.fold.template place_output<T>(out.out, batch), to.log_total,
+                 problem.fold.template place_output<T>(out.lse, batch));
   });
 }
 
@@ -172,9 +173,8 @@ inline void attend_top_k_backward(const operands& in, causal rule, const ConstAr
                      detail::check_output(detail::op, "indices", detail::as_output(indices), dtype::int64, shapes, {n, k});
                      detail::check_output(detail::op, "weights", detail::as_output(weights), in.query.type, shapes, {n, k});
                      const int batch = shapes.batch_rank();
-                     const detail::Selection<T> selection{
-                         problem.fold.template place_output<index_t>(detail::as_output(indices), batch),
-                         problem.fold.template place_output<T>(detail::as_output(weights), batch), k};
+                     const detail::Selection<T> selection{problem.fold.template place_output<index_t>(detail::as_output(indices), batch),
+                                                          problem.fold.template place_output<T>(detail::as_output(weights), batch), k};
                      detail::with_gradients<T>(problem, wanted, [&](const detail::RecallGradients<T>& to) {
                        detail::TopKRead<T>(problem, selection).backward(place(out), place(d_out), to);
                      });

@@ -96,8 +96,12 @@ inline void backward(std::string_view op, const operands& in, std::string_view s
     (out.given() ? cotangents.d_out : cotangents.d_energy) = place(d_out);
     enum { d_state = 5, d_patterns, d_values, d_beta };
     run_backward<T, Separation>(problem, cotangents,
-                                {{d_in.state, shapes[d_state]}, {d_in.patterns, shapes[d_patterns]}, {d_in.values, shapes[d_values]},
-                                 {d_in.beta, shapes[d_beta]}, {}, {}});
+                                {{d_in.state, shapes[d_state]},
+                                 {d_in.patterns, shapes[d_patterns]},
+                                 {d_in.values, shapes[d_values]},
+                                 {d_in.beta, shapes[d_beta]},
+                                 {},
+                                 {}});
   });
 }
 

@@ -19,10 +19,14 @@ template <class W>
 W stored_number(const StoredRows& rows, index_t i, index_t k) {
   const index_t place = i * rows.row + k * rows.column;
   switch (rows.type) {
-    case dtype::float64: return static_cast<W>(static_cast<const double*>(rows.data)[place]);
-    case dtype::float16: return static_cast<W>(widen<float>(static_cast<const float16*>(rows.data)[place]));
-    case dtype::bfloat16: return static_cast<W>(widen<float>(static_cast<const bfloat16*>(rows.data)[place]));
-    default: return static_cast<W>(static_cast<const float*>(rows.data)[place]);
+    case dtype::float64:
+      return static_cast<W>(static_cast<const double*>(rows.data)[place]);
+    case dtype::float16:
+      return static_cast<W>(widen<float>(static_cast<const float16*>(rows.data)[place]));
+    case dtype::bfloat16:
+      return static_cast<W>(widen<float>(static_cast<const bfloat16*>(rows.data)[place]));
+    default:
+      return static_cast<W>(static_cast<const float*>(rows.data)[place]);
   }
 }
 
@@ -87,14 +91,13 @@ struct PlainRow {
 
   /// Gradients of one row; see RecallBackward. `cotangent` is that of the read, or null and `d_lse` that of lse. Adds to those of the
   /// memory, writes d_state and returns d_beta; any of them may be null.
-  W backward(const PlainMemory<T>& memory, const T* state, double beta, const T* cotangent, W d_lse, T* d_state, T* d_stored,
-             T* d_values, T* d_bias, index_t d_bias_stride, double* d_sink) const {
+  W backward(const PlainMemory<T>& memory, const T* state, double beta, const T* cotangent, W d_lse, T* d_state, T* d_stored, T* d_values,
+             T* d_bias, index_t d_bias_stride, double* d_sink) const {
     std::vector<W> d_weight(weight.size(), W(0)), total(static_cast<std::size_t>(memory.stored.width), W(0));
     W mean = 0, d_beta = 0;
     for (index_t i = 0; cotangent && i < memory.patterns; ++i) {
       if (weight[i] == 0) continue;
-      for (index_t k = 0; k < memory.values.width; ++k)
-        d_weight[i] += static_cast<W>(cotangent[k]) * stored_number<W>(memory.values, i, k);
+      for (index_t k = 0; k < memory.values.width; ++k) d_weight[i] += static_cast<W>(cotangent[k]) * stored_number<W>(memory.values, i, k);
       mean += weight[i] * d_weight[i];
     }
     for (index_t i = 0; i < memory.patterns; ++i) {

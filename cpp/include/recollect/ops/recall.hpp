@@ -17,7 +17,7 @@ namespace recollect::detail {
 template <class T>
 struct RecallResults {
   Placed<T> out, energy, lse, largest, log_sum;  // lse over beta, as energies need it
-  Placed<T> log_total;                          // and as it is
+  Placed<T> log_total;                           // and as it is
   Placed<index_t> steps;
   Placed<bool> converged;
   Placed<index_t> nearest;  // (..., n, k)
@@ -26,9 +26,9 @@ struct RecallResults {
 };
 
 struct RecallSteps {
-  index_t updates;    // state updates at most; a read of values comes on top
-  double tol;         // a row stops after an update of at most this length; negative: never
-  double rest;        // an update of at most this length counts as converged
+  index_t updates;  // state updates at most; a read of values comes on top
+  double tol;       // a row stops after an update of at most this length; negative: never
+  double rest;      // an update of at most this length counts as converged
 };
 
 /// Memory for `count` objects, aligned for packets and not initialised.
@@ -39,8 +39,8 @@ struct Buffer {
   };
   std::unique_ptr<U[], Free> memory;
   explicit Buffer(index_t count)
-      : memory(static_cast<U*>(::operator new[](static_cast<std::size_t>(std::max<index_t>(count, 1)) * sizeof(U),
-                                                std::align_val_t{Scratch::alignment}))) {}
+      : memory(static_cast<U*>(
+            ::operator new[](static_cast<std::size_t>(std::max<index_t>(count, 1)) * sizeof(U), std::align_val_t{Scratch::alignment}))) {}
   U* data() const { return memory.get(); }
 };
 
@@ -139,8 +139,15 @@ class Recall {
       block.active_limit[a] = block.limit[r];
     }
     const RecallProblem<T>& p = problem_;
-    return {block.cues,     block.moving, block.active_limit,        p.mask ? block.active_mask : nullptr, p.bias ? block.active_bias : nullptr,
-            p.mask.inner, p.bias.inner, p.shared_by_rows(p.mask), p.shared_by_rows(p.bias)};
+    return {block.cues,
+            block.moving,
+            block.active_limit,
+            p.mask ? block.active_mask : nullptr,
+            p.bias ? block.active_bias : nullptr,
+            p.mask.inner,
+            p.bias.inner,
+            p.shared_by_rows(p.mask),
+            p.shared_by_rows(p.bias)};
   }
 
   /// An update of the state: keeps what moved, lets rest what did not.
@@ -199,8 +206,15 @@ class Recall {
   }
 
   PlainMemory<T> plain_memory(const Block& block, index_t r, const StoredRows& values) const {
-    return {problem_.stored_at(block.outer), values, problem_.patterns, block.mask[r], problem_.mask.inner, block.limit[r],
-            block.bias[r], problem_.bias.inner, problem_.sink ? problem_.at(problem_.sink, block.outer, block.first + r) : nullptr};
+    return {problem_.stored_at(block.outer),
+            values,
+            problem_.patterns,
+            block.mask[r],
+            problem_.mask.inner,
+            block.limit[r],
+            block.bias[r],
+            problem_.bias.inner,
+            problem_.sink ? problem_.at(problem_.sink, block.outer, block.first + r) : nullptr};
   }
 
   /// The sink joins last: it adds to the sum and reads nothing.
@@ -252,7 +266,8 @@ class Recall {
     std::vector<T> weight(static_cast<std::size_t>(best.k));
     if (in_range || none) {
       for (index_t i = 0; i < best.k; ++i)
-        weight[i] = best.index[i] < 0 ? T(0) : static_cast<T>(std::exp2(static_cast<double>(best.score[i] - softmax.largest))) / softmax.sum;
+        weight[i] =
+            best.index[i] < 0 ? T(0) : static_cast<T>(std::exp2(static_cast<double>(best.score[i] - softmax.largest))) / softmax.sum;
     } else {
       const PlainRow<T> plain(block.state + r * problem_.width, block.beta[r], plain_memory(block, r, {}));
       best.reset();
@@ -323,12 +338,11 @@ class Recall {
     for (index_t task = 0; task < total; ++task) state.emplace_back(*this, task / blocks, task % blocks, take);
     // A run is a power of two of segments, so that it is a subtree of the fixed tree.
     const index_t segments = std::max(last_.segments(), update_.segments());
-    const index_t run = static_cast<index_t>(
-        std::bit_ceil(static_cast<std::uint64_t>((segments * total + wanted_tasks - 1) / wanted_tasks)));
+    const index_t run =
+        static_cast<index_t>(std::bit_ceil(static_cast<std::uint64_t>((segments * total + wanted_tasks - 1) / wanted_tasks)));
     const index_t runs = (segments + run - 1) / run;
     std::vector<Partial<T>> parts;
-    for (index_t i = 0; i < total * runs; ++i)
-      parts.push_back(Partial<T>::make(state[i / runs].count, widest(), results_.k, take));
+    for (index_t i = 0; i < total * runs; ++i) parts.push_back(Partial<T>::make(state[i / runs].count, widest(), results_.k, take));
 
     const auto pass = [&](const RecallPass<T, Separation>& p) {
       std::vector<Cues<T>> cues;

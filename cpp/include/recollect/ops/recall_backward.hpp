@@ -7,8 +7,8 @@
 /// of an energy with cotangent g, through lse alone: ds_i = -p_i g / beta. The gradient of beta costs nothing: the scores depend on
 /// beta only through beta q, hence d_beta = q.d_q / beta for each row.
 ///
-/// A task owns a range of patterns and walks over all rows, so the gradients of patterns have one writer each. Those of the states are
-/// summed over ranges in order. Rows are taken in groups, so that the partial sums stay small whatever the sizes are.
+/// A task owns a range of patterns and walks over all rows, so a pattern's gradient has one writer; those of states are summed over ranges
+/// in order. Rows are taken in groups, so that partial sums stay small.
 #pragma once
 
 #include <vector>
@@ -64,15 +64,20 @@ class RecallBackward {
     clear_memories();
     for (index_t first = 0; first < p_.outer; first += wanted_tasks) {
       const index_t outers = std::min(wanted_tasks, p_.outer - first);
-      const Buffer<T> cues(outers * group_ * width_), states(outers * group_ * width_), cotangents(outers * group_ * value_width_), rows(outers * group_ * 3),
-          partial(outers * ranges_ * group_ * width_);
+      const Buffer<T> cues(outers * group_ * width_), states(outers * group_ * width_), cotangents(outers * group_ * value_width_),
+          rows(outers * group_ * 3), partial(outers * ranges_ * group_ * width_);
       const Buffer<bool> extreme(outers * group_);
       for (index_t row = 0; row < p_.rows; row += group_) {
         const index_t count = std::min(group_, p_.rows - row);
         const auto group_at = [&](index_t o) {
-          return Group{first + o, row, count, cues.data() + o * group_ * width_, states.data() + o * group_ * width_,
+          return Group{first + o,
+                       row,
+                       count,
+                       cues.data() + o * group_ * width_,
+                       states.data() + o * group_ * width_,
                        cotangents.data() + o * group_ * value_width_,
-                       rows.data() + o * group_ * 3, partial.data() + o * ranges_ * group_ * width_,
+                       rows.data() + o * group_ * 3,
+                       partial.data() + o * ranges_ * group_ * width_,
                        extreme.data() + o * group_};
         };
         parallel_for(outers, [&](index_t o) { prepare(group_at(o)); });
@@ -89,11 +94,11 @@ class RecallBackward {
   /// Some rows of one outer entry, packed for products.
   struct Group {
     index_t outer, first, count;
-    T *cues, *states;      // (count, padded width): beta log2(e) q, as in the forward pass, and beta q
-    T* cotangents;         // (count, padded value width): g
-    T* constants;          // (count, 3): the largest score, log2 of the sum relative to it, D
-    T* partial;            // (ranges, group, padded width): sums of ds x
-    bool* extreme;         // (count): left to the plain definition
+    T *cues, *states;  // (count, padded width): beta log2(e) q, as in the forward pass, and beta q
+    T* cotangents;     // (count, padded value width): g
+    T* constants;      // (count, 3): the largest score, log2 of the sum relative to it, D
+    T* partial;        // (ranges, group, padded width): sums of ds x
+    bool* extreme;     // (count): left to the plain definition
   };
 
   void clear_memories() {
@@ -220,10 +225,11 @@ class RecallBackward {
         read<T, start::keep>(rows, Factor<T>{w.d_scores, tile_, 1}, w.stored.rows, w.stored.row_stride, width_, visible,
                              partial + r * width_, width_, nullptr);
       if (to_.d_stored)
-        read<T, start::keep>(visible, Factor<T>{w.d_scores, 1, tile_}, g.states + r * width_, width_, width_, rows, w.d_stored, width_, nullptr);
+        read<T, start::keep>(visible, Factor<T>{w.d_scores, 1, tile_}, g.states + r * width_, width_, width_, rows, w.d_stored, width_,
+                             nullptr);
       if (reads_ && (separate_ ? to_.d_values : to_.d_stored))
-        read<T, start::keep>(visible, Factor<T>{w.weights, 1, tile_}, cotangents, value_width_, value_width_, rows, d_values,
-                             value_width_, nullptr);
+        read<T, start::keep>(visible, Factor<T>{w.weights, 1, tile_}, cotangents, value_width_, value_width_, rows, d_values, value_width_,
+                             nullptr);
     }
     if (to_.d_stored) add_rows(w.d_stored, width_, count, to_.d_stored + (g.outer * p_.patterns + first) * p_.width, p_.width);
     if (separate_ && to_.d_values)
@@ -293,11 +299,6 @@ class RecallBackward {
     return total;
   }
 
-  static void add_rows(const T* from, index_t stride, index_t count, T* to, index_t width) {
-    for (index_t i = 0; i < count; ++i)
-      for (index_t k = 0; k < width; ++k) to[i * width + k] += from[i * stride + k];
-  }
-
   /// Sums the ranges and scales to the gradients of states and beta.
   void finish(const Group& g) const {
     for (index_t r = 0; r < g.count; ++r) {
@@ -317,19 +318,23 @@ class RecallBackward {
       using W = wider<T>;
       std::vector<T> state(static_cast<std::size_t>(p_.width)), d_state(state), cotangent(static_cast<std::size_t>(p_.value_width));
       for (index_t k = 0; k < p_.width; ++k) state[k] = p_.at(p_.state, g.outer, row)[k * p_.state.inner];
-      for (index_t k = 0; reads_ && k < p_.value_width; ++k)
-        cotangent[k] = p_.at(in_.d_out, g.outer, row)[k * in_.d_out.inner];
+      for (index_t k = 0; reads_ && k < p_.value_width; ++k) cotangent[k] = p_.at(in_.d_out, g.outer, row)[k * in_.d_out.inner];
       const double beta = *p_.at(p_.beta, g.outer, row);
       const W d_energy = reads_ ? W(0) : static_cast<W>(*p_.at(in_.d_energy, g.outer, row));
-      const PlainMemory<T> memory{p_.stored_at(g.outer), p_.values_at(g.outer), p_.patterns,
-                                  p_.mask ? p_.at(p_.mask, g.outer, row) : nullptr, p_.mask.inner, p_.limit(row),
-                                  p_.bias ? p_.at(p_.bias, g.outer, row) : nullptr, p_.bias.inner,
+      const PlainMemory<T> memory{p_.stored_at(g.outer),
+                                  p_.values_at(g.outer),
+                                  p_.patterns,
+                                  p_.mask ? p_.at(p_.mask, g.outer, row) : nullptr,
+                                  p_.mask.inner,
+                                  p_.limit(row),
+                                  p_.bias ? p_.at(p_.bias, g.outer, row) : nullptr,
+                                  p_.bias.inner,
                                   p_.sink ? p_.at(p_.sink, g.outer, row) : nullptr};
       const PlainRow<T> plain(state.data(), beta, memory);
       T* d_stored = to_.d_stored ? to_.d_stored + g.outer * p_.patterns * p_.width : nullptr;
       T* d_values = to_.d_values ? to_.d_values + g.outer * p_.patterns * p_.value_width : nullptr;
-      const W d_beta = plain.backward(memory, state.data(), beta, reads_ ? cotangent.data() : nullptr, -d_energy, d_state.data(),
-                                      d_stored, separate_ ? d_values : d_stored, to_.d_bias ? p_.at(to_.d_bias, g.outer, row) : nullptr,
+      const W d_beta = plain.backward(memory, state.data(), beta, reads_ ? cotangent.data() : nullptr, -d_energy, d_state.data(), d_stored,
+                                      separate_ ? d_values : d_stored, to_.d_bias ? p_.at(to_.d_bias, g.outer, row) : nullptr,
                                       to_.d_bias.inner, to_.d_sink ? to_.d_sink + g.outer * p_.rows + row : nullptr);
       for (index_t k = 0; to_.d_state && k < p_.width; ++k)
         p_.at(to_.d_state, g.outer, row)[k * to_.d_state.inner] = d_state[k] + static_cast<T>(d_energy) * state[k];

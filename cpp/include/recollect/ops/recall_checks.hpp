@@ -78,8 +78,7 @@ inline Array as_output(const ConstArray& array) {
 inline void check_gradient(std::string_view op, const char* argument, const Array& wanted, const ConstArray& operand, dtype type) {
   if (!wanted.given()) return;
   check_given(op, argument + 2, operand);  // the gradient d_x of an operand x
-  if (wanted.rank != operand.rank ||
-      !std::equal(wanted.extents.begin(), wanted.extents.begin() + wanted.rank, operand.extents.begin()))
+  if (wanted.rank != operand.rank || !std::equal(wanted.extents.begin(), wanted.extents.begin() + wanted.rank, operand.extents.begin()))
     fail(status::value, op, ": ", argument, " has shape ", wanted.shape_text(), "; expected ", operand.shape_text());
   if (wanted.type != type) fail(status::type, op, ": ", argument, " has dtype ", name(wanted.type), "; expected ", name(type));
 }

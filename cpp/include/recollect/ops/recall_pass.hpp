@@ -22,7 +22,7 @@ inline constexpr double log2_e = 1.4426950408889634074, ln_2 = 0.693147180559945
 template <class T>
 struct Partial {
   math::OnlineSoftmax<T>* softmax = nullptr;
-  T* read = nullptr;             // (rows, padded value width), relative to the softmax's reference
+  T* read = nullptr;              // (rows, padded value width), relative to the softmax's reference
   index_t* admissible = nullptr;  // how many patterns each row could see
   T* norm = nullptr;              // the largest |x_i|^2 among them
   T* best_score = nullptr;        // (rows, top)
@@ -72,11 +72,11 @@ struct Partial {
 /// The rows of a pass: their scaled cues, packed, and what each of them may see.
 template <class T>
 struct Cues {
-  const T* data = nullptr;             // (rows, padded width), times beta log2(e)
+  const T* data = nullptr;  // (rows, padded width), times beta log2(e)
   index_t rows = 0;
-  const index_t* limit = nullptr;      // only so many patterns, from the first on
-  const bool* const* mask = nullptr;   // a row's mask, or null
-  const T* const* bias = nullptr;      // what is added to a row's scores, or null
+  const index_t* limit = nullptr;     // only so many patterns, from the first on
+  const bool* const* mask = nullptr;  // a row's mask, or null
+  const T* const* bias = nullptr;     // what is added to a row's scores, or null
   index_t mask_stride = 0, bias_stride = 0;
   bool shared_mask = false, shared_bias = false;  // the same for every row
 
@@ -248,9 +248,7 @@ class RecallPass {
     if (mask)
       for (index_t i = 0; i < own; ++i) scores[i] = mask[i * cues.mask_stride] ? scores[i] : never;
     std::fill(scores + own, scores + padded<T>(count), never);
-    const auto sees = [&](index_t i) {
-      return (!mask || mask[i * cues.mask_stride]) && (!shared || work.bias[i] != never);
-    };
+    const auto sees = [&](index_t i) { return (!mask || mask[i * cues.mask_stride]) && (!shared || work.bias[i] != never); };
     if (mask || work.hides)
       for (index_t i = 0; i < own; ++i) into.admissible[row] += sees(i);
     else

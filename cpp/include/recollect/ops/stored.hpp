@@ -88,10 +88,14 @@ void load_rows(const StoredRows& stored, index_t first, index_t count, Tile<T>& 
   tile.rows = tile.buffer;
   tile.row_stride = padded<T>(stored.width);
   switch (stored.type) {
-    case dtype::float16: return copy_rows<float16>(stored, first, count, tile.buffer);
-    case dtype::bfloat16: return copy_rows<bfloat16>(stored, first, count, tile.buffer);
-    case dtype_of<T>: break;
-    default: return copy_rows<float>(stored, first, count, tile.buffer);
+    case dtype::float16:
+      return copy_rows<float16>(stored, first, count, tile.buffer);
+    case dtype::bfloat16:
+      return copy_rows<bfloat16>(stored, first, count, tile.buffer);
+    case dtype_of<T>:
+      break;
+    default:
+      return copy_rows<float>(stored, first, count, tile.buffer);
   }
   const T* rows = stored.at<T>(first);
   const bool aligned = reinterpret_cast<std::uintptr_t>(rows) % (Packet<T>::width * sizeof(T)) == 0;
@@ -112,7 +116,8 @@ void turn_strip(const Tile<T>& tile, index_t first, index_t count, T* panel) {
   for (index_t j = 0; j < columns; j += P::width) {
     const T* rows = tile.rows + (first + j) * width;
     if constexpr (Fetch)
-      for (index_t k = 0; k < P::width * width; k += 64 / static_cast<index_t>(sizeof(T))) __builtin_prefetch(rows + 2 * columns * width + k);
+      for (index_t k = 0; k < P::width * width; k += 64 / static_cast<index_t>(sizeof(T)))
+        __builtin_prefetch(rows + 2 * columns * width + k);
     const index_t there = std::min<index_t>(count - first - j, P::width);
     for (index_t k = 0; k < width; k += P::width) {
       P square[P::width];
@@ -156,11 +161,17 @@ void read(index_t rows, Factor<T> weights, const T* b, index_t b_stride, index_t
   constexpr index_t strip = Packets * Packet<T>::width;
   index_t first = 0;
   for (; first + strip <= columns; first += strip)
-    strip_product<T, Registers<T>::read_rows, Packets, Start>(rows, weights, b + first, b_stride, c + first, c_stride, depth,
-                                                              row_scale);
+    strip_product<T, Registers<T>::read_rows, Packets, Start>(rows, weights, b + first, b_stride, c + first, c_stride, depth, row_scale);
   if constexpr (Packets > 1)
     if (first < columns)
       read<T, Start, Packets - 1>(rows, weights, b + first, b_stride, columns - first, depth, c + first, c_stride, row_scale);
+}
+
+/// to(i, :) += from(i, :), from padded rows to dense ones.
+template <class T>
+void add_rows(const T* from, index_t stride, index_t count, T* to, index_t width) {
+  for (index_t i = 0; i < count; ++i)
+    for (index_t k = 0; k < width; ++k) to[i * width + k] += from[i * stride + k];
 }
 
 }  // namespace recollect::detail

@@ -55,7 +55,8 @@ inline void register_tile(Factor<T> a, const T* b, index_t b_stride, T* c, index
 
 /// All rows of one strip of `Columns` packets: full register tiles first, then one for the rest.
 template <class T, int Rows, int Columns, start Start>
-inline void strip_product(index_t rows, Factor<T> a, const T* b, index_t b_stride, T* c, index_t c_stride, index_t depth, const T* row_scale) {
+inline void strip_product(index_t rows, Factor<T> a, const T* b, index_t b_stride, T* c, index_t c_stride, index_t depth,
+                          const T* row_scale) {
   while (rows >= Rows) {
     register_tile<T, Rows, Columns, Start>(a, b, b_stride, c, c_stride, depth, row_scale);
     rows -= Rows;

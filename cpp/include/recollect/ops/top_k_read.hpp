@@ -73,8 +73,7 @@ class TopKRead {
     const double scale = *p_.at(p_.beta, o, r);
     const T *g = p_.at(d_out, o, r), *read = p_.at(out, o, r), *q = p_.at(p_.state, o, r);
     double mean = 0, along = 0, kept = 0;
-    for (index_t k = 0; k < p_.value_width; ++k)
-      mean += static_cast<double>(g[k * d_out.inner]) * static_cast<double>(read[k * out.inner]);
+    for (index_t k = 0; k < p_.value_width; ++k) mean += static_cast<double>(g[k * d_out.inner]) * static_cast<double>(read[k * out.inner]);
     std::vector<double> d_q(static_cast<std::size_t>(p_.width), 0.0);
     const StoredRows keys = p_.stored_at(o), values = p_.values_at(o);
     T* d_values = p_.has_values() ? to.d_values : to.d_stored;

@@ -25,15 +25,15 @@ using operands = basic_operands<ConstArray>;
 using gradients = basic_operands<Array>;
 
 inline constexpr ShapeRow operand_shapes[] = {
-    {"query", "... n d"}, {"key", "... m d"}, {"value", "... m e"}, {"scale", "..."}, {"mask", "... n m", true},
-    {"bias", "... n m", true}, {"sink", "..."},
+    {"query", "... n d"},      {"key", "... m d"},        {"value", "... m e"}, {"scale", "..."},
+    {"mask", "... n m", true}, {"bias", "... n m", true}, {"sink", "..."},
 };
 
 /// The operands and then their gradients, d_x of the shape of x.
 inline constexpr ShapeRow gradient_shapes[] = {
-    operand_shapes[0],  operand_shapes[1],  operand_shapes[2],    operand_shapes[3],  operand_shapes[4],  operand_shapes[5],
-    operand_shapes[6],  {"d_query", "... n d"}, {"d_key", "... m d"}, {"d_value", "... m e"}, {"d_scale", "..."},
-    {"d_bias", "... n m", true}, {"d_sink", "..."},
+    operand_shapes[0],  operand_shapes[1],           operand_shapes[2],      operand_shapes[3],    operand_shapes[4],
+    operand_shapes[5],  operand_shapes[6],           {"d_query", "... n d"}, {"d_key", "... m d"}, {"d_value", "... m e"},
+    {"d_scale", "..."}, {"d_bias", "... n m", true}, {"d_sink", "..."},
 };
 
 enum class causal { none, bottom_right, top_left };

@@ -36,7 +36,7 @@ inline constexpr ShapeRow operand_shapes[] = {
 
 /// The operands and then their gradients, d_x of the shape of x.
 inline constexpr ShapeRow gradient_shapes[] = {
-    operand_shapes[0],           operand_shapes[1],        operand_shapes[2], operand_shapes[3], operand_shapes[4],
+    operand_shapes[0],      operand_shapes[1],         operand_shapes[2],       operand_shapes[3], operand_shapes[4],
     {"d_state", "... n d"}, {"d_patterns", "... N d"}, {"d_values", "... N e"}, {"d_beta", "..."},
 };
 
