@@ -39,7 +39,7 @@ struct TopK {
 
   /// Takes in what was selected from higher indices.
   void merge(const TopK& later) const {
-    for (std::int64_t i = 0; i < k && later.index[i] >= 0; ++i) offer(later.score[i], later.index[i]);
+    for (std::int64_t i = 0; i < later.k && later.index[i] >= 0; ++i) offer(later.score[i], later.index[i]);
   }
 };
 

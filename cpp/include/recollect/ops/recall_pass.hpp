@@ -112,14 +112,14 @@ class RecallPass {
     const int levels = std::bit_width(static_cast<std::uint64_t>(last - first));
     Partial<T> stack[64];
     stack[0] = into;
-    for (int level = 1; level <= levels; ++level) stack[level] = Partial<T>::make(cues.rows, partial_width(), top_, take);
+    for (int level = 1; level <= levels; ++level) stack[level] = Partial<T>::make(cues.rows, partial_width(), 0, take);
     int top = 0;
     const index_t most = cues.rows ? cues.most(0, cues.rows) : 0;
     if (first >= last) into.reset(cues.rows);
     for (index_t s = first; s < last; ++s) {
       stack[top].reset(cues.rows);
       const index_t begin = s * segment_, end = std::min(begin + segment_, problem_.patterns);
-      for (index_t i = begin; i < std::min(end, most); i += tile_) absorb(outer, cues, i, std::min(tile_, end - i), stack[top], work);
+      for (index_t i = begin; i < std::min(end, most); i += tile_) absorb(outer, cues, i, std::min(tile_, end - i), stack[top], into, work);
       ++top;
       for (index_t done = s - first + 1; done % 2 == 0; done /= 2, --top) stack[top - 2].merge(stack[top - 1], cues.rows);
     }
@@ -148,8 +148,10 @@ class RecallPass {
     }
   };
 
-  /// Adds the patterns [first, first + count) to what the rows have gathered.
-  void absorb(index_t outer, const Cues<T>& cues, index_t first, index_t count, const Partial<T>& into, const Workspace& work) const {
+  /// Adds the patterns [first, first + count) to what the rows have gathered. A selection needs no tree, for it is exact: there is one
+  /// for all segments, and what cannot enter it any more costs a comparison.
+  void absorb(index_t outer, const Cues<T>& cues, index_t first, index_t count, const Partial<T>& into, const Partial<T>& selection,
+              const Workspace& work) const {
     const index_t admissible = share_bias(cues, first, count, work);
     if (admissible == 0) return;
     const bool some_masked = work.hides = admissible < count, few = cues.rows <= sub_rows;
@@ -172,7 +174,7 @@ class RecallPass {
       for (index_t r = 0; r < rows; ++r) {
         T* scores = work.scores + r * tile_;
         admit(cues, r0 + r, first, visible, scores, into, work);
-        work.shrink[r] = weigh(scores, first, visible, into.softmax[r0 + r], into.best(r0 + r));
+        work.shrink[r] = weigh(scores, first, visible, into.softmax[r0 + r], selection.best(r0 + r));
       }
       if (reads_)
         read<T, start::scaled>(rows, Factor<T>{work.scores, tile_, 1}, values.rows, values.row_stride, into.width, visible,
