@@ -54,16 +54,17 @@ class Shapes {
     return found;
   }
 
-  bool known(char letter) const { return bound_[static_cast<unsigned char>(letter) % 128]; }
+  using Known = std::array<bool, 128>;
 
-  std::string expected(const ShapeRow& row) const {
+  std::string expected(const ShapeRow& row, const Known& known) const {
     std::string text = "(...";
-    for (char letter : letters(row)) text += std::string(", ") + letter + (known(letter) ? "=" + std::to_string(extent(letter)) : "");
+    for (char letter : letters(row))
+      text += std::string(", ") + letter + (known[static_cast<unsigned char>(letter) % 128] ? "=" + std::to_string(extent(letter)) : "");
     return text + ")";
   }
 
-  [[noreturn]] void refuse(const ShapeRow& row, const ConstArray& array, const std::string& wanted) const {
-    fail(status::value, op_, ": ", row.name, " has shape ", array.shape_text(), "; expected ", wanted,
+  [[noreturn]] void refuse(const ShapeRow& row, const ConstArray& array, const Known& before) const {
+    fail(status::value, op_, ": ", row.name, " has shape ", array.shape_text(), "; expected ", expected(row, before),
          row.broadcast ? " or a shape that broadcasts to it" : "");
   }
 
@@ -79,13 +80,13 @@ class Shapes {
     check_extents(row, array);
     const std::string wanted = letters(row);
     const int count = static_cast<int>(wanted.size());
-    const std::string sentence = expected(row);  // with the letters that earlier operands have bound, not this one's own
-    if (array.rank < count && !row.broadcast) refuse(row, array, sentence);
+    const Known before = bound_;  // a sentence tells the letters that earlier operands have bound, not this one's own
+    if (array.rank < count && !row.broadcast) refuse(row, array, before);
     for (int i = std::max(0, count - array.rank); i < count; ++i) {
       const index_t extent_here = array.extents[array.rank - count + i];
       const std::size_t letter = static_cast<unsigned char>(wanted[i]) % 128;
       if (row.broadcast && extent_here == 1) continue;
-      if (bound_[letter] && extents_[letter] != extent_here) refuse(row, array, sentence);
+      if (bound_[letter] && extents_[letter] != extent_here) refuse(row, array, before);
       if (!bound_[letter]) extents_[letter] = extent_here;
       bound_[letter] = true;
     }
@@ -108,7 +109,7 @@ class Shapes {
       if (here == common || here == 1) continue;
       if (common != 1)
         fail(status::value, op_, ": ", row.name, " has shape ", array.shape_text(), "; its leading axes do not broadcast with ",
-             batch_text(), " of the arguments before it; expected ", expected(row));
+             batch_text(), " of the arguments before it; expected ", expected(row, bound_));
       common = here;
     }
   }
@@ -136,7 +137,7 @@ class Shapes {
 
   std::string op_;
   std::array<index_t, 128> extents_{};
-  std::array<bool, 128> bound_{};
+  Known bound_{};
   std::array<index_t, max_rank> batch_{};
   int batch_rank_ = 0;
   std::vector<BoundOperand> operands_;

@@ -20,7 +20,7 @@ inline constexpr std::string_view op = "attention.attend";
 
 inline void check(const operands& in) {
   check_recall_types(op, {"query", "key", "value", "scale", "mask"}, in.query, in.key, in.value, in.scale, in.mask);
-  if (!in.value.given()) fail(status::value, op, ": value is missing");
+  check_given(op, "value", in.value);
   if (in.bias.given() && in.bias.type != in.query.type)
     fail(status::type, op, ": bias has dtype ", name(in.bias.type), "; expected ", name(in.query.type), " as query");
   if (in.sink.given() && in.sink.type != dtype::float64)

@@ -272,16 +272,11 @@ class RecallBackward {
 
   /// Whether no row of the group looks at some pattern of this tile; then `keep` says which are left.
   bool hides(const Group& g, index_t first, index_t count, bool* keep) const {
-    std::fill(keep, keep + count, false);
     const bool alike = p_.shared_by_rows(p_.mask) && p_.shared_by_rows(p_.bias);
-    for (index_t r = 0; r < (alike ? 1 : g.count); ++r) {
-      const bool* mask = p_.mask ? p_.at(p_.mask, g.outer, g.first + r) + first * p_.mask.inner : nullptr;
-      const T* bias = p_.bias ? p_.at(p_.bias, g.outer, g.first + r) + first * p_.bias.inner : nullptr;
-      for (index_t i = 0; mask && !bias && i < count; ++i) keep[i] |= mask[i * p_.mask.inner];
-      for (index_t i = 0; bias && i < count; ++i)
-        keep[i] |= bias[i * p_.bias.inner] != -std::numeric_limits<T>::infinity() && (!mask || mask[i * p_.mask.inner]);
-    }
-    return !std::all_of(keep, keep + count, [](bool kept) { return kept; });
+    const auto at = [&](const auto& operand) {
+      return [&](index_t r) { return operand ? p_.at(operand, g.outer, g.first + r) + first * operand.inner : nullptr; };
+    };
+    return look<T>(alike ? 1 : g.count, at(p_.mask), p_.mask.inner, at(p_.bias), p_.bias.inner, count, keep) < count;
   }
 
   void clear_masked(index_t count, const Workspace& w) const {

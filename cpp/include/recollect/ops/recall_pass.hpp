@@ -195,21 +195,12 @@ class RecallPass {
   static index_t share_bias(const Cues<T>& cues, index_t first, index_t count, const Workspace& work) {
     constexpr T never = -std::numeric_limits<T>::infinity();
     if (!cues.mask && !cues.bias) return count;
-    bool* seen = work.seen;
-    std::fill(seen, seen + count, false);
-    const index_t different = (cues.mask && !cues.shared_mask) || (cues.bias && !cues.shared_bias) ? cues.rows : 1;
-    for (index_t r = 0; r < different; ++r) {
-      const bool* mask = cues.mask ? cues.mask[r] + first * cues.mask_stride : nullptr;
-      const T* bias = cues.bias ? cues.bias[r] + first * cues.bias_stride : nullptr;
-      for (index_t i = 0; mask && !bias && i < count; ++i) seen[i] |= mask[i * cues.mask_stride];
-      for (index_t i = 0; bias && i < count; ++i) seen[i] |= bias[i * cues.bias_stride] != never && (!mask || mask[i * cues.mask_stride]);
-    }
+    const bool alike = (!cues.mask || cues.shared_mask) && (!cues.bias || cues.shared_bias);
+    const index_t admissible = look<T>(
+        alike ? 1 : cues.rows, [&](index_t r) { return cues.mask ? cues.mask[r] + first * cues.mask_stride : nullptr; }, cues.mask_stride,
+        [&](index_t r) { return cues.bias ? cues.bias[r] + first * cues.bias_stride : nullptr; }, cues.bias_stride, count, work.seen);
     const T* shared = cues.bias && cues.shared_bias ? cues.bias[0] + first * cues.bias_stride : nullptr;
-    index_t admissible = 0;
-    for (index_t i = 0; i < count; ++i) {
-      work.bias[i] = !seen[i] ? never : shared ? shared[i * cues.bias_stride] : T(0);
-      admissible += seen[i];
-    }
+    for (index_t i = 0; i < count; ++i) work.bias[i] = !work.seen[i] ? never : shared ? shared[i * cues.bias_stride] : T(0);
     std::fill(work.bias + count, work.bias + padded<T>(count), T(0));
     return admissible;
   }

@@ -5,6 +5,8 @@
 /// rows, so that a stored pattern is fetched once for all of them. The other leading axes are called outer.
 #pragma once
 
+#include <limits>
+
 #include "recollect/core/shapes.hpp"
 #include "recollect/ops/stored.hpp"
 
@@ -82,6 +84,20 @@ inline bool covers(const Axes& axes, const Strides& strides) {
   for (int axis = 0; axis < axes.rank; ++axis)
     if (strides[axis] == 0 && axes.extents[axis] > 1) return false;
   return true;
+}
+
+/// seen[i]: whether any of some rows may look at pattern i by its mask and bias; either may be null for all rows. Returns how many are.
+template <class T, class MaskOf, class BiasOf>
+index_t look(index_t rows, MaskOf&& mask_of, index_t mask_stride, BiasOf&& bias_of, index_t bias_stride, index_t count, bool* seen) {
+  std::fill(seen, seen + count, false);
+  for (index_t r = 0; r < rows; ++r) {
+    const bool* mask = mask_of(r);
+    const T* bias = bias_of(r);
+    for (index_t i = 0; mask && !bias && i < count; ++i) seen[i] |= mask[i * mask_stride];
+    for (index_t i = 0; bias && i < count; ++i)
+      seen[i] |= bias[i * bias_stride] != -std::numeric_limits<T>::infinity() && (!mask || mask[i * mask_stride]);
+  }
+  return std::count(seen, seen + count, true);
 }
 
 template <class T>
