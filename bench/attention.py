@@ -33,6 +33,8 @@ def inputs(case):
 def _options(case):
     if case.op.startswith("attend_causal"):
         return {"causal": True}
+    if "k" in case.shape:
+        return {"top_k": case.shape["k"]}
     if case.op.startswith("attend_padded"):
         return {"mask": keep(case, np.array([0]))[0]}
     return {}
@@ -57,6 +59,9 @@ def backward_ours(rc, case, x):
 def _weights(case, x, head, rows, dtype):
     scores = dtype(x.beta) * (x.query[head, rows].astype(dtype) @ x.key[head].astype(dtype).T)
     scores = np.where(keep(case, rows), scores, -np.inf)
+    if "k" in case.shape:
+        least = np.partition(scores, -case.shape["k"], axis=1)[:, -case.shape["k"], None]
+        scores = np.where(scores >= least, scores, -np.inf)
     weights = np.exp(scores - scores.max(axis=1, keepdims=True))
     return weights / weights.sum(axis=1, keepdims=True), float(np.abs(scores[np.isfinite(scores)]).max())
 
@@ -120,3 +125,27 @@ def _unpadded(case, x):
 
     attend = rc.attention.attend
     return lambda: attend(x.query, x.key, x.value, scale=x.beta)
+
+
+@peer("attend_top_k", "faiss", same_job=False)
+def _faiss(case, x):
+    """Only finds the keys; reading the values would come on top."""
+    import faiss
+
+    index = faiss.IndexFlatIP(case.shape["d"])
+    index.add(x.key[0])
+    return lambda: index.search(x.query[0], case.shape["k"])
+
+
+@peer("attend_top_k", "torch-matmul-topk")
+def _torch_top_k(case, x):
+    import torch
+
+    query, key, value = (torch.from_numpy(array) for array in (x.query, x.key, x.value))
+
+    def run():
+        scores, index = torch.topk(x.beta * (query @ key.mT), case.shape["k"])
+        rows = torch.take_along_dim(value[:, None], index[..., None], dim=2)
+        return (torch.softmax(scores, -1)[..., None] * rows).sum(2)
+
+    return run

@@ -116,6 +116,15 @@ for _name, _share in (("attend", 1.0), ("attend_causal", 0.5), ("attend_padded",
         slack=4.0,
     )
 
+OPS["attend_top_k"] = Op(
+    needs=("attention.attend",),
+    inputs=attention.inputs,
+    ours=attention.ours,
+    truth=attention.truth,
+    flops=lambda H, n, N, d, k: 2 * H * n * (N + k) * d,
+    elements=lambda H, n, N, d, k: H * (N + 2 * n + n * k) * d,
+)
+
 _FORWARD = ("torch-sdpa", "torch-loop", "numpy")
 _FEW = (*_FORWARD, "faiss-top10")
 
@@ -211,5 +220,17 @@ CASES = (
         ("torch-sdpa", "ours-unpadded"),
         "fma",
         targets={"torch-sdpa": 2.2, "ours-unpadded": 0.95},
+    ),
+    # The best keys alone
+    *(
+        Case(
+            "attend_top_k",
+            dict(H=1, n=1024, N=100_000, d=64, k=k),
+            ("faiss", "torch-matmul-topk"),
+            "fma",
+            targets={"faiss": 5.0, "torch-matmul-topk": 4.0},
+            of_limit=0.6,
+        )
+        for k in (10, 32)
     ),
 )

@@ -7,6 +7,7 @@ with in float32. Nothing is copied unless its type or byte order has to change.
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import numpy as np
@@ -80,6 +81,27 @@ def scalars(op: str, name: str, value: Any) -> FloatArray:
     if array.dtype.kind not in "iuf" and array.dtype.name != "bfloat16":
         raise TypeError(f"{op}: {name} has dtype {array.dtype}; expected a number or an array of numbers")
     return native(array.astype(np.float64, copy=False))
+
+
+def whole(
+    op: str, name: str, value: Any, low: int, high: int | None = None, *, expected: str, kind: str = "a whole number"
+) -> int:
+    """`value` as an int from `low` to `high`; `expected` says in words what was out of bounds, `kind` what it should have been."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{op}: {name} is {value!r}; expected {kind}") from None
+    if number < low or (high is not None and number > high):
+        raise ValueError(f"{op}: {name} is {number}; expected {expected}")
+    return number
+
+
+def cotangent(op: str, value: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """d_out as an op's pullback needs it."""
+    given = typed(floating(op, "d_out", value), dtype)
+    if given.shape != shape:
+        raise ValueError(f"{op}: d_out has shape {given.shape}; expected {shape}")
+    return given
 
 
 def keep_mask(op: str, value: Any) -> NDArray[np.bool_] | None:

@@ -60,9 +60,7 @@ def attend(
         shapes["sink"] = given.sink.shape
 
     def pullback(d_out: Any) -> Any:
-        cotangent = _array.floating(op, "d_out", d_out).astype(ops.dtype, copy=False)
-        if cotangent.shape != outside:
-            raise ValueError(f"{op}: d_out has shape {cotangent.shape}; expected {outside}")
+        cotangent = _array.cotangent(op, d_out, outside, ops.dtype)
         room = {
             name: np.empty(getattr(ops, name).shape, np.float64 if name in ("scale", "sink") else ops.dtype)
             for name in shapes

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from typing import Any
 
 import numpy as np
@@ -22,13 +21,7 @@ HALF = ("float16", "bfloat16")
 
 def width(value: int, name: str, who: str) -> int:
     """A width: an integer of 1 or more."""
-    try:
-        checked = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{who}: {name} is {value!r}; expected an integer") from None
-    if checked < 1:
-        raise ValueError(f"{who}: {name} is {checked}; expected 1 or more")
-    return checked
+    return _array.whole(who, name, value, 1, expected="1 or more", kind="an integer")
 
 
 def positive(value: float, name: str, who: str) -> float:

@@ -6,7 +6,6 @@ Ramsauer et al. 2020, "Hopfield Networks is All You Need", https://arxiv.org/abs
 
 from __future__ import annotations
 
-import operator
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -290,13 +289,8 @@ def nearest(
     """
     op = "hopfield.nearest"
     ops = operands(op, state, patterns, None, beta, mask)
-    try:
-        count = operator.index(k)
-    except TypeError:
-        raise TypeError(f"{op}: k is {k!r}; expected a whole number") from None
     stored = ops.patterns.shape[-2] if ops.patterns.ndim >= 2 else 0
-    if not 1 <= count <= stored:
-        raise ValueError(f"{op}: k is {count}; expected a number from 1 to N={stored}")
+    count = _array.whole(op, "k", k, 1, stored, expected=f"a number from 1 to N={stored}")
     shape = (*rows_shape(op, ops), count)
     found = Nearest(np.empty(shape, np.int64), np.empty(shape, ops.dtype))
     core.hopfield_nearest(ops.state, ops.patterns, ops.beta, ops.mask, separation, *found)
@@ -314,10 +308,5 @@ def step_rule(op: str, steps: Any, tol: Any, dtype: np.dtype[Any]) -> tuple[int,
     if steps is None:
         default = 1e-8 if dtype == np.float64 else 1e-4
         return core.hopfield_most_steps, default if tol is None else tol
-    try:
-        count = operator.index(steps)
-    except TypeError:
-        raise TypeError(f"{op}: steps is {steps!r}; expected a whole number or None") from None
-    if count < 1:
-        raise ValueError(f"{op}: steps is {count}; expected at least 1, or None")
+    count = _array.whole(op, "steps", steps, 1, expected="at least 1, or None", kind="a whole number or None")
     return count, -1.0 if tol is None else tol

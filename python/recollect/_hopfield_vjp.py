@@ -33,13 +33,6 @@ def _named(room: dict[str, Array]) -> dict[str, Array]:
     return {f"d_{name}": gradient for name, gradient in room.items()}
 
 
-def _cotangent(op: str, name: str, value: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    given = _array.floating(op, name, value).astype(dtype, copy=False)
-    if given.shape != shape:
-        raise ValueError(f"{op}: {name} has shape {given.shape}; expected {shape}")
-    return given
-
-
 def _result(op: str, ops: hopfield.Operands, gradients: dict[str, Array]) -> Any:
     gradients["beta"] = gradients["beta"].astype(ops.dtype, copy=False)
     return namedtuple(f"{op.title()}Gradients", gradients)(**gradients)
@@ -58,7 +51,7 @@ def energy(
     )
 
     def pullback(d_out: Any) -> Any:
-        cotangent = _cotangent(op, "d_out", d_out, out.shape, ops.dtype)
+        cotangent = _array.cotangent(op, d_out, out.shape, ops.dtype)
         to = _like(ops)
         core.hopfield_energy_backward(
             ops.state, ops.patterns, ops.beta, ops.mask, separation, largest, log_sum, cotangent, **_named(to)
@@ -123,7 +116,7 @@ def retrieve(
     done = _forward(ops, separation, count, tolerance)
 
     def pullback(d_out: Any) -> Any:
-        total = done[-1].back(_cotangent(op, "d_out", d_out, done[-1].out.shape, ops.dtype))
+        total = done[-1].back(_array.cotangent(op, d_out, done[-1].out.shape, ops.dtype))
         for step in reversed(done[:-1]):
             earlier = step.back(total["state"])
             total["state"] = earlier.pop("state")

@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-import operator
-
+from . import _array
 from ._core import core
 
 __all__ = ["get_num_threads", "set_num_threads"]
@@ -27,10 +26,4 @@ def set_num_threads(n: int) -> None:
     1
     >>> rc.set_num_threads(before)
     """
-    try:
-        count = operator.index(n)
-    except TypeError:
-        raise TypeError(f"set_num_threads: n is {n!r}; expected a whole number") from None
-    if not 1 <= count <= 1024:
-        raise ValueError(f"set_num_threads: n is {count}; expected a number from 1 to 1024")
-    core.set_num_threads(count)
+    core.set_num_threads(_array.whole("set_num_threads", "n", n, 1, 1024, expected="a number from 1 to 1024"))

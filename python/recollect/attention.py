@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import operator
 from math import sqrt
 from typing import Any, Literal, NamedTuple
 
@@ -132,13 +131,10 @@ def attend(
 
 def selection(op: str, top_k: Any, shape: tuple[int, ...], ops: Operands) -> tuple[NDArray[np.int64], NDArray[Any]]:
     """Room for the numbers and the weights of the keys that are selected."""
-    try:
-        k = operator.index(top_k)
-    except TypeError:
-        raise TypeError(f"{op}: top_k is {top_k!r}; expected a whole number or None") from None
     keys = ops.key.shape[-2] if ops.key.ndim >= 2 else 0
-    if not 1 <= k <= keys:
-        raise ValueError(f"{op}: top_k is {k}; expected a number from 1 to m={keys}")
+    k = _array.whole(
+        op, "top_k", top_k, 1, keys, expected=f"a number from 1 to m={keys}", kind="a whole number or None"
+    )
     return np.empty((*shape, k), np.int64), np.empty((*shape, k), ops.dtype)
 
 

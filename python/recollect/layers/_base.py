@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Mapping
 from math import isfinite, sqrt
 from numbers import Real
@@ -138,13 +137,7 @@ class Layer(Generic[G]):
         return array
 
     def _count(self, name: str, value: Any, least: int = 1) -> int:
-        try:
-            count = operator.index(value)
-        except TypeError:
-            raise TypeError(f"{self.name}: {name} is {value!r}; expected a whole number") from None
-        if count < least:
-            raise ValueError(f"{self.name}: {name} is {count}; expected at least {least}")
-        return count
+        return _array.whole(self.name, name, value, least, expected=f"at least {least}")
 
     def _positive(self, name: str, value: Any) -> float:
         if not isinstance(value, Real):
