@@ -3,6 +3,7 @@
 /// that the inner loops never allocate. `Scratch::Frame` gives what was taken in its scope back at its end.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdlib>
 #include <memory>
@@ -72,6 +73,19 @@ class Scratch {
   static constexpr std::size_t smallest = std::size_t{1} << 20;
   std::vector<Chunk> chunks_;
   std::size_t chunk_ = 0, used_ = 0;
+};
+
+/// Memory for `count` objects, aligned like scratch and not initialised.
+template <class U>
+struct Buffer {
+  struct Free {
+    void operator()(U* p) const { ::operator delete[](p, std::align_val_t{Scratch::alignment}); }
+  };
+  std::unique_ptr<U[], Free> memory;
+  explicit Buffer(index_t count)
+      : memory(static_cast<U*>(
+            ::operator new[](static_cast<std::size_t>(std::max<index_t>(count, 1)) * sizeof(U), std::align_val_t{Scratch::alignment}))) {}
+  U* data() const { return memory.get(); }
 };
 
 }  // namespace recollect

@@ -5,10 +5,8 @@
 /// merged; otherwise blocks are the tasks, and each takes all its steps by itself.
 #pragma once
 
-#include <memory>
-
 #include "recollect/core/parallel.hpp"
-#include "recollect/ops/plain.hpp"
+#include "recollect/ops/recall_block.hpp"
 #include "recollect/ops/recall_pass.hpp"
 
 namespace recollect::detail {
@@ -25,25 +23,6 @@ struct RecallResults {
   index_t k = 0;
 };
 
-struct RecallSteps {
-  index_t updates;  // state updates at most; a read of values comes on top
-  double tol;       // a row stops after an update of at most this length; negative: never
-  double rest;      // an update of at most this length counts as converged
-};
-
-/// Memory for `count` objects, aligned for packets and not initialised.
-template <class U>
-struct Buffer {
-  struct Free {
-    void operator()(U* p) const { ::operator delete[](p, std::align_val_t{Scratch::alignment}); }
-  };
-  std::unique_ptr<U[], Free> memory;
-  explicit Buffer(index_t count)
-      : memory(static_cast<U*>(
-            ::operator new[](static_cast<std::size_t>(std::max<index_t>(count, 1)) * sizeof(U), std::align_val_t{Scratch::alignment}))) {}
-  U* data() const { return memory.get(); }
-};
-
 template <class T, class Separation>
 class Recall {
  public:
@@ -56,9 +35,7 @@ class Recall {
         problem_without_values_(without_values(problem)),
         update_(problem_without_values_, true, static_cast<bool>(results.energy), 0),
         last_(only_scores ? problem_without_values_ : problem, !only_scores, static_cast<bool>(results.energy), results.k) {
-    const index_t width = std::max(padded<T>(problem.width), padded<T>(problem.value_width));
-    block_rows_ = std::clamp<index_t>((96 << 10) / static_cast<index_t>(sizeof(T)) / std::max<index_t>(width, 1) / 24 * 24, 24, 384);
-    block_rows_ = std::min(block_rows_, problem.rows);
+    block_rows_ = rows_of_a_block(problem);
   }
 
   void run() {
@@ -74,80 +51,14 @@ class Recall {
  private:
   static constexpr index_t wanted_tasks = 64;
 
+  using Block = RecallBlock<T>;
+
+  index_t rows_in(index_t b) const { return std::min(block_rows_, problem_.rows - b * block_rows_); }
+
   static RecallProblem<T> without_values(RecallProblem<T> problem) {
     problem.value_rows = {};
     problem.value_width = problem.width;
     return problem;
-  }
-
-  /// The rows of one task and how far they have come.
-  struct Block {
-    index_t outer, first, count, moving;
-    T *state, *cues;  // (count, width); (moving, padded width)
-    double* beta;
-    index_t *active, *steps, *limit;  // which rows still move; softmaxes so far; how many patterns are seen at most
-    bool* converged;
-    const bool **mask, **active_mask;
-    const T **bias, **active_bias;
-    index_t* active_limit;
-
-    template <class Take>
-    Block(const Recall& recall, index_t o, index_t b, Take&& take) : outer(o), first(b * recall.block_rows_) {
-      const RecallProblem<T>& p = recall.problem_;
-      count = std::min(recall.block_rows_, p.rows - first);
-      state = take.template operator()<T>(count * p.width);
-      cues = take.template operator()<T>(count * padded<T>(p.width));
-      beta = take.template operator()<double>(count);
-      active = take.template operator()<index_t>(count);
-      steps = take.template operator()<index_t>(count);
-      converged = take.template operator()<bool>(count);
-      mask = take.template operator()<const bool*>(count);
-      active_mask = take.template operator()<const bool*>(count);
-      bias = take.template operator()<const T*>(count);
-      active_bias = take.template operator()<const T*>(count);
-      limit = take.template operator()<index_t>(count);
-      active_limit = take.template operator()<index_t>(count);
-      for (index_t r = 0; r < count; ++r) {
-        const T* from = p.at(p.state, o, first + r);
-        for (index_t k = 0; k < p.width; ++k) state[r * p.width + k] = from[k * p.state.inner];
-        beta[r] = *p.at(p.beta, o, first + r);
-        mask[r] = p.mask ? p.at(p.mask, o, first + r) : nullptr;
-        bias[r] = p.bias ? p.at(p.bias, o, first + r) : nullptr;
-        limit[r] = p.limit(first + r);
-        steps[r] = 0;
-        converged[r] = false;
-      }
-      all_active();
-    }
-
-    void all_active() {
-      moving = count;
-      for (index_t r = 0; r < count; ++r) active[r] = r;
-    }
-  };
-
-  /// Packs the cues of the rows that still move, in units of log 2.
-  Cues<T> prepare(Block& block) const {
-    const index_t width = problem_.width, stride = padded<T>(width);
-    for (index_t a = 0; a < block.moving; ++a) {
-      const index_t r = block.active[a];
-      const T scale = static_cast<T>(block.beta[r] * log2_e);
-      for (index_t k = 0; k < width; ++k) block.cues[a * stride + k] = scale * block.state[r * width + k];
-      std::fill(block.cues + a * stride + width, block.cues + (a + 1) * stride, T(0));
-      block.active_mask[a] = block.mask[r];
-      block.active_bias[a] = block.bias[r];
-      block.active_limit[a] = block.limit[r];
-    }
-    const RecallProblem<T>& p = problem_;
-    return {block.cues,
-            block.moving,
-            block.active_limit,
-            p.mask ? block.active_mask : nullptr,
-            p.bias ? block.active_bias : nullptr,
-            p.mask.inner,
-            p.bias.inner,
-            p.shared_by_rows(p.mask),
-            p.shared_by_rows(p.bias)};
   }
 
   /// An update of the state: keeps what moved, lets rest what did not.
@@ -158,30 +69,11 @@ class Recall {
     index_t still = 0;
     for (index_t a = 0; a < block.moving; ++a) {
       const index_t r = block.active[a];
-      T* state = block.state + r * width;
       finish_read(block, r, a, partial, problem_.stored_at(block.outer), next);
       tell(block, r, a, partial);
-      ++block.steps[r];
-      if (measures_) {
-        const double moved = distance(next, state, width);
-        block.converged[r] = moved <= steps_.rest;
-        // Nor does a row go on that has become NaN: it will not come to rest.
-        if (steps_.tol < 0 || moved > steps_.tol) block.active[still++] = r;
-      } else {
-        block.active[still++] = r;
-      }
-      std::copy(next, next + width, state);
+      if (block.move(r, next, steps_, measures_)) block.active[still++] = r;
     }
     block.moving = still;
-  }
-
-  static double distance(const T* a, const T* b, index_t width) {
-    double square = 0;
-    for (index_t k = 0; k < width; ++k) {
-      const double step = static_cast<double>(a[k]) - static_cast<double>(b[k]);
-      square += step * step;
-    }
-    return std::sqrt(square);
   }
 
   /// The weighted mean of a row, with the plain definition as the refuge when the fast sums have left the range of T.
@@ -195,26 +87,14 @@ class Recall {
     }
     const bool in_range = softmax.sum > 0 && softmax.sum <= std::numeric_limits<T>::max() && check == T(0);
     if (!none && !in_range) {
-      const PlainMemory<T> memory = plain_memory(block, r, values);
+      const PlainMemory<T> memory = block.plain_memory(r, values);
       PlainRow<T>(block.state + r * problem_.width, block.beta[r], memory).read(memory, out);
     }
   }
 
   /// With a bias, scores of -inf are meant; without one they are an overflow, which the plain definition sorts out.
   bool sees_nothing(const Partial<T>& partial, index_t a) const {
-    return partial.admissible[a] == 0 || (problem_.bias && partial.softmax[a].sum == T(0));
-  }
-
-  PlainMemory<T> plain_memory(const Block& block, index_t r, const StoredRows& values) const {
-    return {problem_.stored_at(block.outer),
-            values,
-            problem_.patterns,
-            block.mask[r],
-            problem_.mask.inner,
-            block.limit[r],
-            block.bias[r],
-            problem_.bias.inner,
-            problem_.sink ? problem_.at(problem_.sink, block.outer, block.first + r) : nullptr};
+    return partial.sight.admissible[a] == 0 || (problem_.bias && partial.softmax[a].sum == T(0));
   }
 
   /// The sink joins last: it adds to the sum and reads nothing.
@@ -241,9 +121,9 @@ class Recall {
     const index_t width = problem_.width;
     const T* state = block.state + r * width;
     using W = wider<T>;
-    W log_sum = static_cast<W>(partial.softmax[a].log_sum() * ln_2), norm = static_cast<W>(partial.norm[a]);
+    W log_sum = static_cast<W>(partial.softmax[a].log_sum() * ln_2), norm = static_cast<W>(partial.sight.norm[a]);
     if (!none && !(std::abs(log_sum) + norm <= static_cast<W>(std::numeric_limits<T>::max()))) {
-      const PlainRow<T> plain(state, beta, plain_memory(block, r, {}));
+      const PlainRow<T> plain(state, beta, block.plain_memory(r, {}));
       log_sum = plain.log_sum;
       norm = plain.norm;
     }
@@ -253,7 +133,7 @@ class Recall {
     if (!results_.energy) return;
     W square = 0;
     for (index_t k = 0; k < width; ++k) square += static_cast<W>(state[k]) * static_cast<W>(state[k]);
-    const W energy = -lse + square / 2 + std::log(static_cast<W>(partial.admissible[a])) / static_cast<W>(beta) + norm / 2;
+    const W energy = -lse + square / 2 + std::log(static_cast<W>(partial.sight.admissible[a])) / static_cast<W>(beta) + norm / 2;
     *problem_.at(results_.energy, block.outer, row) = static_cast<T>(none ? INFINITY : energy);
   }
 
@@ -269,7 +149,7 @@ class Recall {
         weight[i] =
             best.index[i] < 0 ? T(0) : static_cast<T>(std::exp2(static_cast<double>(best.score[i] - softmax.largest))) / softmax.sum;
     } else {
-      const PlainRow<T> plain(block.state + r * problem_.width, block.beta[r], plain_memory(block, r, {}));
+      const PlainRow<T> plain(block.state + r * problem_.width, block.beta[r], block.plain_memory(r, {}));
       best.reset();
       for (index_t i = 0; i < problem_.patterns; ++i) best.offer(static_cast<T>(plain.weight[i]), i);
       for (index_t i = 0; i < best.k; ++i) weight[i] = best.index[i] < 0 ? static_cast<T>(plain.log_sum * 0) : best.score[i];
@@ -312,11 +192,11 @@ class Recall {
     Scratch& scratch = Scratch::local();
     const Scratch::Frame frame(scratch);
     const auto take = [&]<class U>(index_t count) { return scratch.take<U>(count); };
-    Block block(*this, outer, b, take);
+    Block block(problem_, outer, b * block_rows_, rows_in(b), take);
     const Partial<T> partial = Partial<T>::make(block.count, widest(), results_.k, take);
     const auto pass = [&](const RecallPass<T, Separation>& p) {
       const Partial<T> narrow = p.fit(partial);
-      p.gather(outer, prepare(block), 0, p.segments(), narrow);
+      p.gather(outer, block.prepare(log2_e), 0, p.segments(), narrow);
       add_sinks(block, narrow);
       return narrow;
     };
@@ -335,7 +215,8 @@ class Recall {
       return reinterpret_cast<U*>(memory.back().data());
     };
     std::vector<Block> state;
-    for (index_t task = 0; task < total; ++task) state.emplace_back(*this, task / blocks, task % blocks, take);
+    for (index_t task = 0; task < total; ++task)
+      state.emplace_back(problem_, task / blocks, task % blocks * block_rows_, rows_in(task % blocks), take);
     // A run is a power of two of segments, so that it is a subtree of the fixed tree.
     const index_t segments = std::max(last_.segments(), update_.segments());
     const index_t run =
@@ -346,7 +227,7 @@ class Recall {
 
     const auto pass = [&](const RecallPass<T, Separation>& p) {
       std::vector<Cues<T>> cues;
-      for (Block& block : state) cues.push_back(prepare(block));
+      for (Block& block : state) cues.push_back(block.prepare(log2_e));
       for (Partial<T>& part : parts) part = p.fit(part);
       parallel_for(total * runs, [&](index_t task) {
         const index_t first = std::min(task % runs * run, p.segments()), last = std::min(first + run, p.segments());
