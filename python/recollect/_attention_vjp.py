@@ -26,6 +26,7 @@ def attend(
     mask: Any = None,
     bias: Any = None,
     sink: Any = None,
+    separation: Any = "softmax",
     top_k: Any = None,
     return_lse: bool = False,
     out: Any = None,
@@ -39,16 +40,10 @@ def attend(
     ops, heads = attention.grouped(op, given)
     shape = attention.rows_shape(op, ops)
     result = np.empty((*shape, ops.value.shape[-1] if ops.value.ndim >= 2 else 0), ops.dtype)
-    kept: tuple[NDArray[Any], NDArray[Any]]
-    backward: Callable[..., None]
-    if top_k is None:
-        kept = np.empty(shape, ops.dtype), np.empty(shape, ops.dtype)
-        core.attention_attend(*ops[:7], ops.causal, result, largest=kept[0], log_sum=kept[1])
-        backward = core.attention_attend_backward
-    else:
-        kept = attention.selection(op, top_k, shape, ops)
-        core.attention_top_k(*ops[:7], ops.causal, result, *kept)
-        backward = core.attention_top_k_backward
+    name, parameter = attention.separated(op, separation, top_k, ops)
+    # What the gradient of a softmax needs again; other separations keep nothing.
+    kept = [np.empty(shape, ops.dtype) if name == "softmax" else None for _ in range(2)]
+    core.attention_attend(*ops[:7], ops.causal, name, parameter, result, largest=kept[0], log_sum=kept[1])
     outside = attention.ungrouped(result.shape, heads, 2)
     # Which gradients there are, and the shapes that the caller knows their operands by.
     shapes = {"query": given.query.shape, "key": given.key.shape, "value": given.value.shape}
@@ -65,9 +60,11 @@ def attend(
             name: np.empty(getattr(ops, name).shape, np.float64 if name in ("scale", "sink") else ops.dtype)
             for name in shapes
         }
-        backward(
+        core.attention_attend_backward(
             *ops[:7],
             ops.causal,
+            name,
+            parameter,
             kept[0],
             kept[1],
             result,

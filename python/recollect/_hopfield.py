@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import _array
 from ._core import core
+from ._separation import Separation, split
 
 __all__ = ["Nearest", "Retrieval", "energy", "nearest", "retrieve"]
 
@@ -82,7 +83,7 @@ def energy(
     patterns: ArrayLike,
     *,
     beta: ArrayLike,
-    separation: str = "softmax",
+    separation: Separation = "softmax",
     mask: ArrayLike | None = None,
 ) -> NDArray[Any]:
     """Energy of state patterns in the modern Hopfield network that stores `patterns`.
@@ -103,8 +104,9 @@ def energy(
     beta : float or array broadcast to the leading axes
         Inverse temperature, positive; in units of one over a scalar product of two patterns. It has no default: 1/sqrt(d), an
         attention's scale, retrieves nothing from patterns of +-1.
-    separation : str
-        How scores become weights: 'softmax'.
+    separation : str or (str, number)
+        How scores become weights; `recollect.separations` lists the names. With any but softmax, p = argmax p.z - Omega(p) of the
+        scores z = beta X q, and E(q) = |q|^2 / 2 - Omega*(z) / beta, without further constants.
     mask : bool array, broadcast to (..., n, N), optional
         True where a state may see a pattern; N and M count those only. What no state may see can hold anything, NaN too.
 
@@ -134,7 +136,7 @@ def energy(
     op = "hopfield.energy"
     ops = operands(op, state, patterns, None, beta, mask)
     out = np.empty(rows_shape(op, ops), ops.dtype)
-    core.hopfield_energy(ops.state, ops.patterns, ops.beta, ops.mask, separation, out=out)
+    core.hopfield_energy(ops.state, ops.patterns, ops.beta, ops.mask, *split(op, separation), out=out)
     return out
 
 
@@ -144,7 +146,7 @@ def retrieve(
     *,
     beta: ArrayLike,
     values: ArrayLike | None = None,
-    separation: str = "softmax",
+    separation: Separation = "softmax",
     steps: int | None = 1,
     tol: float | None = None,
     mask: ArrayLike | None = None,
@@ -168,8 +170,8 @@ def retrieve(
         small ones averages of many.
     values : array (..., N, e), optional
         What the last step reads instead of the patterns.
-    separation : str
-        How scores become weights: 'softmax'.
+    separation : str or (str, number)
+        How scores become weights; `recollect.separations` lists the names.
     steps : int or None
         How many softmaxes. None: until each state has come to rest (at most 1000).
     tol : float, optional
@@ -218,19 +220,30 @@ def retrieve(
     memory = ops.patterns if ops.values is None else ops.values
     width = memory.shape[-1] if memory.ndim >= 2 else 0
     result = _array.output(op, out, (*shape, width), ops.dtype, ops.state, ops.patterns, ops.values, ops.beta, ops.mask)
+    name, parameter = split(op, separation)
     told: dict[str, NDArray[Any]] = {}
     if return_info:
         told = {"energy": np.empty(shape, ops.dtype), "lse": np.empty(shape, ops.dtype)}
         told |= {"taken": np.empty(shape, np.int64), "converged": np.empty(shape, np.bool_)}
     core.hopfield_retrieve(
-        ops.state, ops.patterns, ops.values, ops.beta, ops.mask, separation, count, tolerance, result, **told
+        ops.state,
+        ops.patterns,
+        ops.values,
+        ops.beta,
+        ops.mask,
+        name,
+        parameter,
+        count,
+        tolerance,
+        result,
+        **told,
     )
     if not return_info:
         return result
     info = Retrieval(result, *told.values())
     if ops.values is None:
         # The core tells energies of the states that were compared; the state that came out needs one more look.
-        core.hopfield_energy(result, ops.patterns, ops.beta, ops.mask, separation, out=info.energy, lse=info.lse)
+        core.hopfield_energy(result, ops.patterns, ops.beta, ops.mask, name, parameter, out=info.energy, lse=info.lse)
     return info
 
 
@@ -240,7 +253,7 @@ def nearest(
     *,
     beta: ArrayLike,
     k: int = 1,
-    separation: str = "softmax",
+    separation: Separation = "softmax",
     mask: ArrayLike | None = None,
 ) -> Nearest:
     """The k stored patterns that each state pattern weighs most, with their weights.
@@ -259,8 +272,8 @@ def nearest(
         Inverse temperature, positive. It does not change which patterns are nearest, only how much they weigh.
     k : int
         How many, from 1 to N.
-    separation : str
-        How scores become weights: 'softmax'.
+    separation : str or (str, number)
+        How scores become weights; `recollect.separations` lists the names.
     mask : bool array, broadcast to (..., n, N), optional
         True where a state may see a pattern.
 
@@ -293,7 +306,7 @@ def nearest(
     count = _array.whole(op, "k", k, 1, stored, expected=f"a number from 1 to N={stored}")
     shape = (*rows_shape(op, ops), count)
     found = Nearest(np.empty(shape, np.int64), np.empty(shape, ops.dtype))
-    core.hopfield_nearest(ops.state, ops.patterns, ops.beta, ops.mask, separation, *found)
+    core.hopfield_nearest(ops.state, ops.patterns, ops.beta, ops.mask, *split(op, separation), *found)
     return found
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from . import _array
 from . import _hopfield as hopfield
 from ._core import core
+from ._separation import Separation, split
 from ._vjp import pullback_of
 
 Array = NDArray[Any]
@@ -29,6 +30,13 @@ def _like(ops: hopfield.Operands) -> dict[str, Array]:
     return room
 
 
+def _room_to_keep(separation: Separation, shape: tuple[int, ...], dtype: Any) -> tuple[Array | None, Array | None]:
+    """What the gradient of a softmax needs again; other separations keep nothing."""
+    if separation != "softmax":
+        return None, None
+    return np.empty(shape, dtype), np.empty(shape, dtype)
+
+
 def _named(room: dict[str, Array]) -> dict[str, Array]:
     return {f"d_{name}": gradient for name, gradient in room.items()}
 
@@ -40,21 +48,22 @@ def _result(op: str, ops: hopfield.Operands, gradients: dict[str, Array]) -> Any
 
 @pullback_of(hopfield.energy)
 def energy(
-    state: Any, patterns: Any, *, beta: Any, separation: str = "softmax", mask: Any = None
+    state: Any, patterns: Any, *, beta: Any, separation: Separation = "softmax", mask: Any = None
 ) -> tuple[Array, Callable[[Any], Any]]:
     op = "hopfield.energy"
     ops = hopfield.operands(op, state, patterns, None, beta, mask)
     out = np.empty(hopfield.rows_shape(op, ops), ops.dtype)
-    largest, log_sum = np.empty_like(out), np.empty_like(out)
+    name, parameter = split(op, separation)
+    kept = _room_to_keep(separation, out.shape, ops.dtype)
     core.hopfield_energy(
-        ops.state, ops.patterns, ops.beta, ops.mask, separation, out=out, largest=largest, log_sum=log_sum
+        ops.state, ops.patterns, ops.beta, ops.mask, name, parameter, out=out, largest=kept[0], log_sum=kept[1]
     )
 
     def pullback(d_out: Any) -> Any:
         cotangent = _array.cotangent(op, d_out, out.shape, ops.dtype)
         to = _like(ops)
         core.hopfield_energy_backward(
-            ops.state, ops.patterns, ops.beta, ops.mask, separation, largest, log_sum, cotangent, **_named(to)
+            ops.state, ops.patterns, ops.beta, ops.mask, name, parameter, kept[0], kept[1], cotangent, **_named(to)
         )
         return _result("energy", ops, to)
 
@@ -64,16 +73,15 @@ def energy(
 class _Step:
     """One softmax: what went in, what came out, and which rows it moved (None: all of them)."""
 
-    def __init__(self, ops: hopfield.Operands, separation: str, moved: NDArray[np.bool_] | None) -> None:
-        self.ops, self.separation, self.moved = ops, separation, moved
+    def __init__(self, ops: hopfield.Operands, separation: Separation, moved: NDArray[np.bool_] | None) -> None:
+        self.ops, self.separation, self.moved = ops, split(_RETRIEVE, separation), moved
         shape = hopfield.rows_shape(_RETRIEVE, ops)
         memory = ops.patterns if ops.values is None else ops.values
         self.out: Array = np.empty((*shape, memory.shape[-1]), ops.dtype)
-        self.largest: Array = np.empty(shape, ops.dtype)
-        self.log_sum: Array = np.empty(shape, ops.dtype)
+        self.kept = _room_to_keep(separation, shape, ops.dtype)
         core.hopfield_retrieve(
-            ops.state, ops.patterns, ops.values, ops.beta, ops.mask, separation, 1, -1.0, self.out,
-            largest=self.largest, log_sum=self.log_sum,
+            ops.state, ops.patterns, ops.values, ops.beta, ops.mask, self.separation[0], self.separation[1], 1, -1.0, self.out,
+            largest=self.kept[0], log_sum=self.kept[1],
         )  # fmt: skip
 
     def back(self, d_out: Array) -> dict[str, Array]:
@@ -84,8 +92,8 @@ class _Step:
             d_out = np.where(self.moved[..., None], d_out, 0)
         ops, to = self.ops, _like(self.ops)
         core.hopfield_retrieve_backward(
-            ops.state, ops.patterns, ops.values, ops.beta, ops.mask, self.separation,
-            self.largest, self.log_sum, self.out, d_out, **_named(to),
+            ops.state, ops.patterns, ops.values, ops.beta, ops.mask, self.separation[0], self.separation[1],
+            self.kept[0], self.kept[1], self.out, d_out, **_named(to),
         )  # fmt: skip
         if kept is not None:
             to["state"] += _array.sum_to_shape(kept, self.ops.state.shape).astype(self.ops.dtype, copy=False)
@@ -99,7 +107,7 @@ def retrieve(
     *,
     beta: Any,
     values: Any = None,
-    separation: str = "softmax",
+    separation: Separation = "softmax",
     steps: int | None = 1,
     tol: float | None = None,
     mask: Any = None,
@@ -127,7 +135,7 @@ def retrieve(
     return done[-1].out.copy(), pullback
 
 
-def _forward(ops: hopfield.Operands, separation: str, count: int, tol: float) -> list[_Step]:
+def _forward(ops: hopfield.Operands, separation: Separation, count: int, tol: float) -> list[_Step]:
     """The same steps as `hopfield.retrieve` takes, each kept: O(steps n d) memory."""
     update = ops._replace(values=None)
     updates = count if ops.values is None else count - 1

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import _array
 from ._core import core
+from ._separation import Separation, split
 
 __all__ = ["Attention", "attend"]
 
@@ -48,6 +49,7 @@ def attend(
     mask: ArrayLike | None = None,
     bias: ArrayLike | None = None,
     sink: ArrayLike | None = None,
+    separation: Separation = "softmax",
     top_k: int | None = None,
     return_lse: bool = False,
     out: NDArray[Any] | None = None,
@@ -79,11 +81,13 @@ def attend(
         is made from it.
     sink : float or array broadcast to the leading axes, optional
         One more logit, of a key whose value is zero: exp(sink) in the sum, nothing in the output.
+    separation : str or (str, number)
+        How scores become weights; `recollect.separations` lists the names. A sink goes with softmax and top_k_softmax alone.
     top_k : int, optional
         Attend to the `top_k` keys with the largest scores alone, among equals the lower number first: softmax over them, gradients
-        through them. From 1 to m.
+        through them. From 1 to m. The same as ``separation=("top_k_softmax", top_k)``.
     return_lse : bool
-        Also return lse.
+        Also return lse; with another separation than softmax, Omega*(s).
     out : array, optional
         Where to write; of the right shape and dtype, sharing no memory with the inputs.
 
@@ -97,13 +101,14 @@ def attend(
     Raises
     ------
     ValueError
-        A shape that does not fit, a scale that is not finite, an unknown causal rule, an unusable `out`.
+        A shape that does not fit, a scale that is not finite, an unknown causal rule or separation, an unusable `out`.
     TypeError
         A dtype that is no number, an array of another device, a tensor that requires grad.
 
     Notes
     -----
-    O(n m (d + e)) time, half of it if causal, or O(n m d + n k e) with top_k = k, and O(block) memory. A row's result depends on no other row, and on no number of
+    O(n m (d + e)) time, half of it if causal, and O(block) memory; with another separation than softmax O(n m d) and the reads of what
+    has weight, with its indices of a block of rows in memory. A row's result depends on no other row, and on no number of
     threads, to the last bit. Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, eq. 1; Ramsauer et al. 2020,
     https://arxiv.org/abs/2008.02217, section 3.
 
@@ -122,20 +127,22 @@ def attend(
     full = (*shape, ops.value.shape[-1] if ops.value.ndim >= 2 else 0)
     result = _array.output(op, out, ungrouped(full, heads, 2), ops.dtype, *ops[:7])
     told = {"lse": np.empty(shape, ops.dtype)} if return_lse else {}
-    if top_k is None:
-        core.attention_attend(*ops[:7], ops.causal, result.reshape(full), **told)
-    else:
-        core.attention_top_k(*ops[:7], ops.causal, result.reshape(full), *selection(op, top_k, shape, ops), **told)
+    name, parameter = separated(op, separation, top_k, ops)
+    core.attention_attend(*ops[:7], ops.causal, name, parameter, result.reshape(full), **told)
     return Attention(result, told["lse"].reshape(ungrouped(shape, heads, 1))) if told else result
 
 
-def selection(op: str, top_k: Any, shape: tuple[int, ...], ops: Operands) -> tuple[NDArray[np.int64], NDArray[Any]]:
-    """Room for the numbers and the weights of the keys that are selected."""
+def separated(op: str, separation: Any, top_k: Any, ops: Operands) -> tuple[str, float]:
+    """The separation by name and parameter; top_k is another name for one."""
+    if top_k is None:
+        return split(op, separation)
+    if separation != "softmax":
+        raise ValueError(f"{op}: top_k is given beside separation {separation!r}; expected one of them")
     keys = ops.key.shape[-2] if ops.key.ndim >= 2 else 0
     k = _array.whole(
         op, "top_k", top_k, 1, keys, expected=f"a number from 1 to m={keys}", kind="a whole number or None"
     )
-    return np.empty((*shape, k), np.int64), np.empty((*shape, k), ops.dtype)
+    return "top_k_softmax", float(k)
 
 
 def operands(

@@ -6,5 +6,6 @@ Ramsauer et al. 2020, "Hopfield Networks is All You Need", https://arxiv.org/abs
 
 from ._hopfield import Nearest, Retrieval, energy, nearest, retrieve
 from ._memory import HopfieldMemory
+from ._separation import margin
 
-__all__ = ["HopfieldMemory", "Nearest", "Retrieval", "energy", "nearest", "retrieve"]
+__all__ = ["HopfieldMemory", "Nearest", "Retrieval", "energy", "margin", "nearest", "retrieve"]

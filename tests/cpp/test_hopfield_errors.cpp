@@ -77,8 +77,9 @@ void operands() {
 void parameters_and_outputs() {
   const hopfield::operands in = right();
   CHECK_FAILS(value, "hopfield.retrieve: steps is 0; expected at least 1", hopfield::retrieve(in, {"softmax", 0, -1}, {}));
-  CHECK_FAILS(value, "hopfield.retrieve: separation is 'soft'; expected 'softmax'", hopfield::retrieve(in, {"soft", 1, -1}, {}));
-  CHECK_FAILS(value, "hopfield.energy: separation is ''; expected 'softmax'", hopfield::energy(in, "", {}));
+  CHECK_FAILS(value, "hopfield.retrieve: separation is 'soft'; expected " + names(separations{}),
+              hopfield::retrieve(in, {"soft", 1, -1}, {}));
+  CHECK_FAILS(value, "hopfield.energy: separation is ''; expected " + names(separations{}), hopfield::energy(in, "", {}));
   CHECK_FAILS(value, "hopfield.retrieve: out has shape (3, 4); expected (3, 2)",
               hopfield::retrieve(in, {}, {f({3, 4}), {}, {}, {}, {}, {}}));
   CHECK_FAILS(type, "hopfield.retrieve: out has dtype float64; expected float32",
@@ -110,7 +111,8 @@ void gradients() {
   CHECK_FAILS(type, "hopfield.retrieve: d_beta has dtype float32; expected float64", back(f({3, 2}), f({3, 2}), {{}, {}, {}, f({}), {}}));
   CHECK_FAILS(value, "hopfield.retrieve: d_beta has shape (1,); expected ()", back(f({3, 2}), f({3, 2}), {{}, {}, {}, g({1}), {}}));
   CHECK_FAILS(value, "hopfield.energy: d_out has shape (4,); expected (3,)", hopfield::energy_backward(in, "softmax", kept, f({4}), {}));
-  CHECK_FAILS(value, "hopfield.energy: separation is 'hard'; expected 'softmax'", hopfield::energy_backward(in, "hard", kept, f({3}), {}));
+  CHECK_FAILS(value, "hopfield.energy: separation is 'loud'; expected " + names(separations{}),
+              hopfield::energy_backward(in, "loud", kept, f({3}), {}));
 }
 
 }  // namespace

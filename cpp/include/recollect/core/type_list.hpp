@@ -3,6 +3,8 @@
 /// in such a list; names, error texts and dispatch follow from it.
 #pragma once
 
+#include <cmath>
+#include <limits>
 #include <string>
 #include <string_view>
 
@@ -13,6 +15,16 @@ namespace recollect {
 template <class... Ts>
 struct type_list {
   static constexpr int size = sizeof...(Ts);
+};
+
+/// One of a list, by name, and the number that it may be made with: "softmax" or {"entmax", 1.3}.
+struct choice {
+  std::string_view name;
+  double parameter = std::numeric_limits<double>::quiet_NaN();
+
+  choice(const char* wanted) : name(wanted) {}
+  choice(std::string_view wanted, double number = std::numeric_limits<double>::quiet_NaN()) : name(wanted), parameter(number) {}
+  bool has_parameter() const { return !std::isnan(parameter); }
 };
 
 template <class... Ts, class F>

@@ -2,12 +2,8 @@
 /// `attention::attend` on the CPU; the contract is in spec/attention.hpp.
 #pragma once
 
-#include <utility>
-
-#include "recollect/ops/recall.hpp"
 #include "recollect/ops/recall_checks.hpp"
-#include "recollect/ops/recall_gradients.hpp"
-#include "recollect/ops/top_k_read.hpp"
+#include "recollect/ops/support_backward.hpp"
 #include "recollect/spec/attention.hpp"
 
 namespace recollect::attention {
@@ -54,32 +50,49 @@ inline void check_results(const operands& in, const Shapes& shapes, const result
 
 }  // namespace detail
 
-/// Cost O(n m (d + e)) time, O(block) memory; a causal rule halves it.
-inline void attend(const operands& in, causal rule, const results& out) {
+namespace detail {
+
+/// run<T>(problem, separation), checked.
+template <class Run>
+void with_problem(const operands& in, const parameters& how, const Shapes& shapes, Run&& run) {
+  if (in.sink.given() && how.separation.name != softmax::name && how.separation.name != top_k_softmax::name)
+    fail(status::value, op, ": separation is '", how.separation.name, "' beside a sink; expected 'softmax' or 'top_k_softmax'");
+  visit_separation(op, how.separation, shapes.extent('m'), [&](const auto& separation) {
+    visit_arithmetic(in.query.type, [&]<class T>() { run(make_attention<T>(shapes, in, how.causal), separation); });
+  });
+}
+
+}  // namespace detail
+
+/// Cost O(n m (d + e)) time, O(block) memory; a causal rule halves it. A separation other than softmax: O(n m d) and the reads of what has
+/// weight, of which memory holds some thousand rows at a time.
+inline void attend(const operands& in, const parameters& how, const results& out) {
   detail::check(in);
   const Shapes shapes = detail::bind(in);
   detail::check_results(in, shapes, out);
-  visit_arithmetic(in.query.type, [&]<class T>() {
-    const detail::RecallProblem<T> problem = detail::make_attention<T>(shapes, in, rule);
+  detail::with_problem(in, how, shapes, [&]<class T>(const detail::RecallProblem<T>& problem, const auto& separation) {
     const int batch = shapes.batch_rank();
     detail::RecallResults<T> to;
     to.out = problem.fold.template place_output<T>(out.out, batch);
     to.log_total = problem.fold.template place_output<T>(out.lse, batch);
     to.largest = problem.fold.template place_output<T>(out.saved.largest, batch);
     to.log_sum = problem.fold.template place_output<T>(out.saved.log_sum, batch);
-    detail::Recall<T, softmax>(problem, {0, -1, 0}, to, false).run();
+    detail::run_recall<T>(problem, separation, {0, -1, 0}, to, false);
   });
 }
 
-namespace detail {
-
-/// Everything that any backward pass is given is checked; then run<T>(problem, place, wanted, shapes), where place(array) says where the
-/// rows of what is shaped like an output lie.
-template <class Run>
-void backward(const operands& in, causal rule, const ConstArray& out, const ConstArray& d_out, const gradients& d_in, Run&& run) {
+/// d_in = J^T d_out, with what the forward pass returned and, for softmax, saved for the same operands. Cost 5/2 of the forward pass.
+inline void attend_backward(const operands& in, const parameters& how, const saved& kept, const ConstArray& out, const ConstArray& d_out,
+                            const gradients& d_in) {
+  using namespace detail;
+  constexpr std::string_view op = detail::op;
   check(in);
   check_given(op, "out", out);
   check_given(op, "d_out", d_out);
+  if (how.separation.name == softmax::name) {
+    check_given(op, "largest", kept.largest);
+    check_given(op, "log_sum", kept.log_sum);
+  }
   const dtype type = in.query.type;
   check_gradient(op, "d_query", d_in.query, in.query, type);
   check_gradient(op, "d_key", d_in.key, in.key, type);
@@ -90,95 +103,18 @@ void backward(const operands& in, causal rule, const ConstArray& out, const Cons
   const ConstArray list[] = {in.query,   in.key,   in.value,   in.scale,   in.mask,   in.bias,  in.sink,
                              d_in.query, d_in.key, d_in.value, d_in.scale, d_in.bias, d_in.sink};
   const Shapes shapes(op, gradient_shapes, list);
-  const index_t n = shapes.extent('n'), e = shapes.extent('e');
-  check_output(op, "out", as_output(out), type, shapes, {n, e});
-  check_output(op, "d_out", as_output(d_out), type, shapes, {n, e});
+  check_results(in, shapes, {as_output(out), {}, {as_output(kept.largest), as_output(kept.log_sum)}});
+  check_output(op, "d_out", as_output(d_out), type, shapes, {shapes.extent('n'), shapes.extent('e')});
   enum { d_query = 7, d_key, d_value, d_scale, d_bias, d_sink };
   const WantedGradients wanted{{d_in.query, shapes[d_query]}, {d_in.key, shapes[d_key]},   {d_in.value, shapes[d_value]},
                                {d_in.scale, shapes[d_scale]}, {d_in.bias, shapes[d_bias]}, {d_in.sink, shapes[d_sink]}};
-  visit_arithmetic(type, [&]<class T>() {
-    const RecallProblem<T> problem = make_attention<T>(shapes, in, rule);
+  with_problem(in, how, shapes, [&]<class T>(const RecallProblem<T>& problem, const auto& separation) {
     const auto place = [&](const ConstArray& array) {
       return problem.fold.template place_output<const T>(as_output(array), shapes.batch_rank());
     };
-    run.template operator()<T>(problem, place, wanted, shapes);
+    const RecallCotangents<T> cotangents{place(d_out), place(out), {}, place(kept.largest), place(kept.log_sum)};
+    run_recall_backward(problem, separation, cotangents, wanted);
   });
-}
-
-}  // namespace detail
-
-/// d_in = J^T d_out, with what the forward pass returned and saved for the same operands. Cost 5/2 of the forward pass.
-inline void attend_backward(const operands& in, causal rule, const saved& kept, const ConstArray& out, const ConstArray& d_out,
-                            const gradients& d_in) {
-  detail::check_given(detail::op, "largest", kept.largest);
-  detail::check_given(detail::op, "log_sum", kept.log_sum);
-  detail::backward(in, rule, out, d_out, d_in,
-                   [&]<class T>(const detail::RecallProblem<T>& problem, const auto& place, const auto& wanted, const Shapes& shapes) {
-                     detail::check_results(in, shapes, {{}, {}, {detail::as_output(kept.largest), detail::as_output(kept.log_sum)}});
-                     const detail::RecallCotangents<T> cotangents{place(d_out), place(out), {}, place(kept.largest), place(kept.log_sum)};
-                     detail::run_backward<T, softmax>(problem, cotangents, wanted);
-                   });
-}
-
-/// Attention to the k best keys of each query alone, softmax over them (and the sink): `indices` (..., n, k), int64, and `weights` say
-/// which and how much, falling, -1 and 0 where fewer are allowed. Equal scores: the lower index. Cost O(n m d + n k e).
-inline void attend_top_k(const operands& in, causal rule, const results& out, const Array& indices, const Array& weights) {
-  using namespace detail;
-  constexpr std::string_view op = detail::op;
-  check(in);
-  const Shapes shapes = bind(in);
-  check_results(in, shapes, out);
-  for (const auto& [argument, array] : {std::pair<const char*, ConstArray>{"out", out.out}, {"indices", indices}, {"weights", weights}})
-    check_given(op, argument, array);
-  const index_t n = shapes.extent('n'), k = indices.rank > 0 ? indices.extents[indices.rank - 1] : 0;
-  if (k < 1 || k > shapes.extent('m')) fail(status::value, op, ": top_k is ", k, "; expected a number from 1 to m=", shapes.extent('m'));
-  check_output(op, "indices", indices, dtype::int64, shapes, {n, k});
-  check_output(op, "weights", weights, in.query.type, shapes, {n, k});
-  visit_arithmetic(in.query.type, [&]<class T>() {
-    const RecallProblem<T> problem = make_attention<T>(shapes, in, rule);
-    const int batch = shapes.batch_rank();
-    const Buffer<T> totals(problem.outer * problem.rows);
-    Array total;
-    total.data = totals.data();
-    total.type = dtype_of<T>;
-    total.rank = batch + 1;
-    total.extents[batch] = n;
-    index_t stride = 1;
-    for (int axis = batch; axis >= 0; --axis) {
-      if (axis < batch) total.extents[axis] = shapes.batch_extent(axis);
-      total.strides[axis] = stride;
-      stride *= total.extents[axis];
-    }
-    RecallResults<T> to;
-    to.log_total = problem.fold.template place_output<T>(total, batch);
-    to.nearest = problem.fold.template place_output<index_t>(indices, batch);
-    to.nearest_weight = problem.fold.template place_output<T>(weights, batch);
-    to.k = k;
-    Recall<T, softmax>(problem, {0, -1, 0}, to, true).run();
-    const Selection<T> selection{to.nearest, to.nearest_weight, k};
-    TopKRead<T>(problem, selection)
-        .forward(problem.fold.template place_output<T>(out.out, batch), to.log_total,
-                 problem.fold.template place_output<T>(out.lse, batch));
-  });
-}
-
-/// d_in = J^T d_out of `attend_top_k`, through what was selected alone. Cost O(n k (d + e)), and zeros for the rest of the memory.
-inline void attend_top_k_backward(const operands& in, causal rule, const ConstArray& indices, const ConstArray& weights,
-                                  const ConstArray& out, const ConstArray& d_out, const gradients& d_in) {
-  detail::check_given(detail::op, "indices", indices);
-  detail::check_given(detail::op, "weights", weights);
-  detail::backward(in, rule, out, d_out, d_in,
-                   [&]<class T>(const detail::RecallProblem<T>& problem, const auto& place, const auto& wanted, const Shapes& shapes) {
-                     const index_t n = shapes.extent('n'), k = indices.rank > 0 ? indices.extents[indices.rank - 1] : 0;
-                     detail::check_output(detail::op, "indices", detail::as_output(indices), dtype::int64, shapes, {n, k});
-                     detail::check_output(detail::op, "weights", detail::as_output(weights), in.query.type, shapes, {n, k});
-                     const int batch = shapes.batch_rank();
-                     const detail::Selection<T> selection{problem.fold.template place_output<index_t>(detail::as_output(indices), batch),
-                                                          problem.fold.template place_output<T>(detail::as_output(weights), batch), k};
-                     detail::with_gradients<T>(problem, wanted, [&](const detail::RecallGradients<T>& to) {
-                       detail::TopKRead<T>(problem, selection).backward(place(out), place(d_out), to);
-                     });
-                   });
 }
 
 }  // namespace recollect::attention

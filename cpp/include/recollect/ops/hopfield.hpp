@@ -2,9 +2,8 @@
 /// `hopfield::energy` and `hopfield::retrieve` on the CPU; the contract is in spec/hopfield.hpp.
 #pragma once
 
-#include "recollect/ops/recall.hpp"
 #include "recollect/ops/recall_checks.hpp"
-#include "recollect/ops/recall_gradients.hpp"
+#include "recollect/ops/support_backward.hpp"
 #include "recollect/spec/hopfield.hpp"
 
 namespace recollect::hopfield {
@@ -21,11 +20,11 @@ inline Shapes check(std::string_view op, const operands& in) {
 }
 
 template <class F>
-void with_problem(const operands& in, const Shapes& shapes, std::string_view op, std::string_view separation, F&& f) {
-  visit_by_name(separations{}, op, "separation", separation, [&]<class Separation>() {
+void with_problem(const operands& in, const Shapes& shapes, std::string_view op, const choice& wanted, F&& f) {
+  visit_separation(op, wanted, shapes.extent('N'), [&](const auto& separation) {
     visit_arithmetic(in.state.type, [&]<class T>() {
       const ConstArray arrays[] = {in.state, in.patterns, in.values, in.beta, in.mask};
-      f.template operator()<T, Separation>(make_problem<T>(shapes, arrays, 'N'));
+      f(make_problem<T>(shapes, arrays, 'N'), separation);
     });
   });
 }
@@ -71,14 +70,16 @@ inline void check_beta(std::string_view op, const ConstArray& beta) {
 }
 
 /// The gradient of either op; `out` is that of a read, and not given for an energy.
-inline void backward(std::string_view op, const operands& in, std::string_view separation, const saved& kept, const ConstArray& out,
+inline void backward(std::string_view op, const operands& in, const choice& separation, const saved& kept, const ConstArray& out,
                      const ConstArray& d_out, const gradients& d_in) {
   check(op, in);
   check_beta(op, in.beta);
   const Shapes shapes = check_gradients(op, in, d_in);
   check_given(op, "d_out", d_out);
-  check_given(op, "largest", kept.largest);
-  check_given(op, "log_sum", kept.log_sum);
+  if (separation.name == softmax::name) {
+    check_given(op, "largest", kept.largest);
+    check_given(op, "log_sum", kept.log_sum);
+  }
   results forward;
   forward.state = as_output(out);
   forward.saved = {as_output(kept.largest), as_output(kept.log_sum)};
@@ -88,40 +89,40 @@ inline void backward(std::string_view op, const operands& in, std::string_view s
     check_output(op, "d_out", as_output(d_out), in.state.type, shapes, {n, width});
   else
     check_output(op, "d_out", as_output(d_out), in.state.type, shapes, {n});
-  with_problem(in, shapes, op, separation, [&]<class T, class Separation>(const RecallProblem<T>& problem) {
+  with_problem(in, shapes, op, separation, [&]<class T>(const RecallProblem<T>& problem, const auto& separate) {
     const auto place = [&](const ConstArray& array) {
       return problem.fold.template place_output<const T>(as_output(array), shapes.batch_rank());
     };
     RecallCotangents<T> cotangents{{}, place(out), {}, place(kept.largest), place(kept.log_sum)};
     (out.given() ? cotangents.d_out : cotangents.d_energy) = place(d_out);
     enum { d_state = 5, d_patterns, d_values, d_beta };
-    run_backward<T, Separation>(problem, cotangents,
-                                {{d_in.state, shapes[d_state]},
-                                 {d_in.patterns, shapes[d_patterns]},
-                                 {d_in.values, shapes[d_values]},
-                                 {d_in.beta, shapes[d_beta]},
-                                 {},
-                                 {}});
+    run_recall_backward(problem, separate, cotangents,
+                        {{d_in.state, shapes[d_state]},
+                         {d_in.patterns, shapes[d_patterns]},
+                         {d_in.values, shapes[d_values]},
+                         {d_in.beta, shapes[d_beta]},
+                         {},
+                         {}});
   });
 }
 
 }  // namespace detail
 
 /// E of every state pattern, into out.energy; lse and what is saved if wanted. Cost O(n N d) time, O(block) memory.
-inline void energy(const operands& in, std::string_view separation, const results& out) {
+inline void energy(const operands& in, const choice& separation, const results& out) {
   constexpr std::string_view op = "hopfield.energy";
   if (out.state.given()) fail(status::value, op, ": state is given as an output; an energy moves no state");
   const Shapes shapes = detail::check(op, in);
   detail::check_beta(op, in.beta);
   detail::check_results(op, in, shapes, out);
-  detail::with_problem(in, shapes, op, separation, [&]<class T, class Separation>(const detail::RecallProblem<T>& problem) {
+  detail::with_problem(in, shapes, op, separation, [&]<class T>(const detail::RecallProblem<T>& problem, const auto& separate) {
     const auto results = detail::place_results(problem, shapes, out);
-    detail::Recall<T, Separation>(problem, {0, -1, 0}, results, true).run();
+    detail::run_recall<T>(problem, separate, {0, -1, 0}, results, true);
   });
 }
 
 /// d_in = J^T d_out, with what the forward pass saved for the same operands. Cost 3/2 to 2 times the forward pass.
-inline void energy_backward(const operands& in, std::string_view separation, const saved& kept, const ConstArray& d_out,
+inline void energy_backward(const operands& in, const choice& separation, const saved& kept, const ConstArray& d_out,
                             const gradients& d_in) {
   detail::backward("hopfield.energy", in, separation, kept, {}, d_out, d_in);
 }
@@ -133,16 +134,16 @@ inline void retrieve(const operands& in, const parameters& p, const results& out
   detail::check_beta(op, in.beta);
   if (p.steps < 1) fail(status::value, op, ": steps is ", p.steps, "; expected at least 1");
   detail::check_results(op, in, shapes, out);
-  detail::with_problem(in, shapes, op, p.separation, [&]<class T, class Separation>(const detail::RecallProblem<T>& problem) {
+  detail::with_problem(in, shapes, op, p.separation, [&]<class T>(const detail::RecallProblem<T>& problem, const auto& separate) {
     const auto results = detail::place_results(problem, shapes, out);
     const double rest = p.tol >= 0 ? p.tol : default_tolerance(in.state.type);
-    detail::Recall<T, Separation>(problem, {p.steps - (in.values.given() ? 1 : 0), p.tol, rest}, results, false).run();
+    detail::run_recall<T>(problem, separate, {p.steps - (in.values.given() ? 1 : 0), p.tol, rest}, results, false);
   });
 }
 
-/// The k stored patterns with the largest softmax weights: their numbers into `indices` (..., n, k), int64, and the weights, falling;
+/// The k stored patterns with the largest weights: their numbers into `indices` (..., n, k), int64, and the weights, falling;
 /// among equals the lower number first. Where fewer are admissible, number -1 and weight 0. Cost O(n N d) time, O(block) memory.
-inline void nearest(const operands& in, std::string_view separation, const Array& indices, const Array& weights) {
+inline void nearest(const operands& in, const choice& separation, const Array& indices, const Array& weights) {
   constexpr std::string_view op = "hopfield.nearest";
   const Shapes shapes = detail::check(op, in);
   detail::check_beta(op, in.beta);
@@ -152,17 +153,17 @@ inline void nearest(const operands& in, std::string_view separation, const Array
   if (k < 1 || k > shapes.extent('N')) fail(status::value, op, ": k is ", k, "; expected a number from 1 to N=", shapes.extent('N'));
   detail::check_output(op, "indices", indices, dtype::int64, shapes, {n, k});
   detail::check_output(op, "weights", weights, in.state.type, shapes, {n, k});
-  detail::with_problem(in, shapes, op, separation, [&]<class T, class Separation>(const detail::RecallProblem<T>& problem) {
+  detail::with_problem(in, shapes, op, separation, [&]<class T>(const detail::RecallProblem<T>& problem, const auto& separate) {
     detail::RecallResults<T> results;
     results.nearest = problem.fold.template place_output<index_t>(indices, shapes.batch_rank());
     results.nearest_weight = problem.fold.template place_output<T>(weights, shapes.batch_rank());
     results.k = k;
-    detail::Recall<T, Separation>(problem, {0, -1, 0}, results, true).run();
+    detail::run_recall<T>(problem, separate, {0, -1, 0}, results, true);
   });
 }
 
 /// d_in = J^T d_out of one step with output `out`; several steps are several calls, last step first. Cost 5/2 of the forward pass.
-inline void retrieve_backward(const operands& in, std::string_view separation, const saved& kept, const ConstArray& out,
+inline void retrieve_backward(const operands& in, const choice& separation, const saved& kept, const ConstArray& out,
                               const ConstArray& d_out, const gradients& d_in) {
   detail::check_given("hopfield.retrieve", "out", out);
   detail::backward("hopfield.retrieve", in, separation, kept, out, d_out, d_in);

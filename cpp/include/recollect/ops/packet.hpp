@@ -33,9 +33,18 @@ struct Packet {
   friend Packet operator+(Packet a, Packet b) { return Eigen::internal::padd(a.r, b.r); }
   friend Packet operator-(Packet a, Packet b) { return Eigen::internal::psub(a.r, b.r); }
   friend Packet operator*(Packet a, Packet b) { return Eigen::internal::pmul(a.r, b.r); }
+  friend Packet operator/(Packet a, Packet b) { return Eigen::internal::pdiv(a.r, b.r); }
   friend Packet fma(Packet a, Packet b, Packet c) { return Eigen::internal::pmadd(a.r, b.r, c.r); }
   /// The larger one; `a` where either is NaN.
   friend Packet max(Packet a, Packet b) { return Eigen::internal::pmax(a.r, b.r); }
+  friend Packet log2(Packet a) { return Eigen::internal::plog2(a.r); }
+  /// 1 where a > 0, else 0.
+  friend Packet positive(Packet a) {
+    return Eigen::internal::pand(Eigen::internal::pcmp_lt(Eigen::internal::pset1<Register>(T(0)), a.r),
+                                 Eigen::internal::pset1<Register>(T(1)));
+  }
+  /// Whether any number is above the limit, or NaN.
+  friend bool any_above(Packet a, Packet limit) { return Eigen::internal::predux_any(Eigen::internal::pcmp_lt_or_nan(limit.r, a.r)); }
   friend T sum(Packet a) { return Eigen::internal::predux(a.r); }
   friend T largest(Packet a) { return Eigen::internal::predux_max(a.r); }
 
@@ -46,6 +55,8 @@ struct Packet {
       using Integer = typename unpacket_traits<Register>::integer_packet;
       const Integer exponent = plogical_shift_left<23>(preinterpret<Integer>(shifted.r));
       return preinterpret<Register>(padd(preinterpret<Integer>(pset1<Register>(1.0f)), exponent));
+    } else if constexpr (std::is_same_v<T, float>) {
+      return n.r > T(-127) ? pldexp(pset1<Register>(T(1)), n.r) : T(0);  // like the bits above
     } else {
       return pldexp(pset1<Register>(T(1)), n.r);
     }

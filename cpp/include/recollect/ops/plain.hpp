@@ -47,6 +47,15 @@ struct PlainMemory {
   }
 };
 
+/// beta x_i.q + bias_i
+template <class T>
+wider<T> plain_score(const T* state, double beta, const PlainMemory<T>& memory, index_t i) {
+  using W = wider<T>;
+  W product = 0;
+  for (index_t k = 0; k < memory.stored.width; ++k) product += static_cast<W>(state[k]) * stored_number<W>(memory.stored, i, k);
+  return static_cast<W>(beta) * product + (memory.bias ? static_cast<W>(memory.bias[i * memory.bias_stride]) : W(0));
+}
+
 template <class T>
 struct PlainRow {
   using W = wider<T>;
@@ -59,13 +68,12 @@ struct PlainRow {
     norm = 0;
     for (index_t i = 0; i < memory.patterns; ++i) {
       if (!memory.admits(i)) continue;
-      W product = 0, square = 0;
+      W square = 0;
       for (index_t k = 0; k < memory.stored.width; ++k) {
         const W x = stored_number<W>(memory.stored, i, k);
-        product += static_cast<W>(state[k]) * x;
         square += x * x;
       }
-      weight[i] = static_cast<W>(beta) * product + (memory.bias ? static_cast<W>(memory.bias[i * memory.bias_stride]) : W(0));
+      weight[i] = plain_score<T>(state, beta, memory, i);
       if (!(weight[i] <= largest)) largest = weight[i];  // NaN is taken over, not passed over
       norm = std::max(norm, square);
     }

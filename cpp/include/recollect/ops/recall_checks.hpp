@@ -5,12 +5,36 @@
 #include <cmath>
 #include <limits>
 
+#include "recollect/math/separation.hpp"
 #include "recollect/ops/recall_problem.hpp"
 
 namespace recollect::detail {
 
 inline void check_given(std::string_view op, const char* argument, const ConstArray& array) {
   if (!array.given()) fail(status::value, op, ": ", argument, " is missing");
+}
+
+/// Calls f(separation) for the one that is wanted, made with its parameter; `patterns` is how many there are to choose from.
+template <class F>
+void visit_separation(std::string_view op, const choice& wanted, index_t patterns, F&& f) {
+  visit_by_name(separations{}, op, "separation", wanted.name, [&]<class Separation>() {
+    if constexpr (Separation::parameter.empty()) {
+      if (wanted.has_parameter())
+        fail(status::value, op, ": separation is ('", wanted.name, "', ", wanted.parameter, "); expected '", wanted.name,
+             "' alone, which has no parameter");
+    } else {
+      if (!wanted.has_parameter())
+        fail(status::value, op, ": separation is '", wanted.name, "'; expected ('", wanted.name, "', ", Separation::parameter, ")");
+      if (!Separation::parameter_rule::allows(wanted.parameter))
+        fail(status::value, op, ": separation is ('", wanted.name, "', ", wanted.parameter, "); expected ", Separation::parameter,
+             " to be ", Separation::parameter_rule::expected);
+      if constexpr (std::is_same_v<typename Separation::parameter_rule, how_many>)
+        if (patterns > 0 && wanted.parameter > static_cast<double>(patterns))
+          fail(status::value, op, ": separation is ('", wanted.name, "', ", wanted.parameter, "); expected ", Separation::parameter,
+               " to be at most the number of stored patterns, ", patterns);
+    }
+    f(Separation(wanted.parameter));
+  });
 }
 
 /// The names of state, memory, values, scale and mask in the words of an op.

@@ -121,9 +121,4 @@ void with_gradients(const RecallProblem<T>& p, const WantedGradients& wanted, Ru
   if (sinks) sum_rows(p, of_rows(wanted.sink), sinks->data(), 1);
 }
 
-template <class T, class Separation>
-void run_backward(const RecallProblem<T>& p, const RecallCotangents<T>& cotangents, const WantedGradients& wanted) {
-  with_gradients<T>(p, wanted, [&](const RecallGradients<T>& to) { RecallBackward<T, Separation>(p, cotangents, to).run(); });
-}
-
 }  // namespace recollect::detail

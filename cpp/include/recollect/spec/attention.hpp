@@ -9,10 +9,14 @@
 /// logit, exp(c) in the sum and nothing in the output. A query that may attend to nothing: zeros, lse = -inf (with a sink c), zero
 /// gradients. It is one step of Hopfield retrieval with values (Ramsauer et al. 2020, arXiv 2008.02217, section 3), and the same kernel.
 ///
+/// With another separation p = argmax p.s - Omega(p) instead of softmax (math/separation.hpp), lse is Omega*(s), and there is no sink but
+/// for top_k_softmax.
+///
 /// Letters: n queries, m keys, d their width, e the width of the values. scale and sink are float64.
 #pragma once
 
 #include "recollect/core/shapes.hpp"
+#include "recollect/core/type_list.hpp"
 
 namespace recollect::attention {
 
@@ -37,6 +41,11 @@ inline constexpr ShapeRow gradient_shapes[] = {
 };
 
 enum class causal { none, bottom_right, top_left };
+
+struct parameters {
+  attention::causal causal = causal::none;
+  choice separation = "softmax";
+};
 
 /// What a gradient needs again; see hopfield::saved.
 template <class Array>

@@ -9,6 +9,9 @@
 ///     retrieve    q <- X^T softmax(beta X q), `steps` times                                            (eq. 3)
 ///                 with values Y the last step reads Y^T softmax(beta X q) instead
 ///
+/// With another separation p = argmax p.z - Omega(p) of z = beta X q (math/separation.hpp) instead of softmax, q <- X^T p,
+/// E(q) = |q|^2 / 2 - Omega*(z) / beta without further constants, and lse is Omega*(z) / beta (Santos et al. 2024, arXiv 2411.08590).
+///
 /// E never rises along the iteration (theorem 1), grad E = q - X^T softmax(beta X q), and 0 <= E <= 2 M^2 inside the convex hull of the
 /// patterns. Only admissible patterns (mask true) count in sums, N and M. A row without any: zeros, lse = -inf, E = +inf and zero
 /// gradients. In gradients log(N) / beta and M^2 / 2 do not depend on the patterns; d/d beta includes log(N).
@@ -16,9 +19,8 @@
 /// Letters: n state patterns, N stored patterns, d their width, e the width of the values. beta is float64 and positive.
 #pragma once
 
-#include <string_view>
-
 #include "recollect/core/shapes.hpp"
+#include "recollect/core/type_list.hpp"
 
 namespace recollect::hopfield {
 
@@ -41,13 +43,13 @@ inline constexpr ShapeRow gradient_shapes[] = {
 };
 
 struct parameters {
-  std::string_view separation = "softmax";
+  choice separation = "softmax";
   index_t steps = 1;  // how many softmaxes at most
   double tol = -1;    // a row stops once |state change|_2 <= tol; negative: never
 };
 
-/// What a gradient needs again: the scores of a row as they were compared, in units of log 2. Weights computed from these two are at
-/// most 1 and sum to 1 however large the scores are; from lse alone they would not be.
+/// What the gradient of a softmax needs again (other separations keep nothing): the scores of a row as they were compared, in units of
+/// log 2. Weights computed from these two are at most 1 and sum to 1 however large the scores are; from lse alone they would not be.
 template <class Array>
 struct basic_saved {
   Array largest;  // (..., n) the largest score
