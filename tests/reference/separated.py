@@ -137,7 +137,7 @@ def energy(state, patterns, beta, separation="softmax", mask=None):
     if separation != "softmax":
         return e
     squares = np.where(x.keep, (x.key * x.key).sum(axis=-1)[..., None, :], 0).max(axis=-1, initial=0)
-    return e + np.log(np.maximum(x.keep.sum(axis=-1), 1)).astype(e.dtype) / x.scale[..., 0] + squares / 2
+    return e + np.log(np.maximum(x.keep.sum(axis=-1), 1).astype(e.dtype)) / x.scale[..., 0] + squares / 2
 
 
 def energy_gradients(state, patterns, beta, d_out, separation="softmax", mask=None):
@@ -146,7 +146,7 @@ def energy_gradients(state, patterns, beta, d_out, separation="softmax", mask=No
     p = weigh(x, separation).p
     count = x.keep.sum(axis=-1)
     g = np.where(count > 0, d_out, 0)[..., None]
-    size = sep.omega(separation, p) + (np.log(np.maximum(count, 1)) if separation == "softmax" else 0)
+    size = sep.omega(separation, p) + (np.log(np.maximum(count, 1).astype(p.dtype)) if separation == "softmax" else 0)
     d_beta = -(g[..., 0] * size / x.scale[..., 0] ** 2).sum(axis=-1)
     return EnergyGradients(
         att.sum_to(g * (x.query - p @ x.key), state.shape),
