@@ -81,12 +81,12 @@ def read_gradients(x, separation, d_out, score="dot", absolute=False):
 
     With absolute=True every difference becomes a sum of magnitudes: the size that rounding errors scale with (dot only).
     """
-    p = weigh(x, separation, score).p
-    s = raw(x, score)
+    p, s = weigh(x, separation, score).p, raw(x, score)
     if absolute:
         d_out = np.abs(d_out)
-        x = x._replace(query=np.abs(x.query), key=np.abs(x.key), value=np.abs(x.value), scale=np.abs(x.scale))
-        s, p = raw(x, score), np.abs(p)
+        x = x._replace(**{k: np.abs(getattr(x, k)) for k in ("query", "key", "value", "scale", "bias")})
+        s = raw(x, score)
+        p = np.where(x.keep, logits(x, score), 0) if separation == "linear" else p
     dz = np.where(x.keep, sep.pullback(separation, p, d_out @ att.transpose(x.value), absolute), 0)
     d_query, d_key, parameters = scores.pullback(score, x.query, x.key, x.scale * dz)
     return Partial(d_query, d_key, att.transpose(p) @ d_out, (s * dz).sum(axis=(-1, -2)), dz, parameters)
