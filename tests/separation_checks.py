@@ -80,9 +80,15 @@ def read_bound(dtype, x, separation, c=acc.C_READ):
 
 
 def potential_bound(dtype, x, separation, c=acc.C_ENERGY):
-    """(..., n): Omega* moves by sum p times what the scores move, and is a sum of p z and Omega(p)."""
-    p = np.abs(weights(x, separation))
-    return p.sum(axis=-1) * shift(dtype, x, separation, c) + c * acc.eps(dtype) * np.abs(sep.omega(separation, p))
+    """(..., n): Omega* moves by sum p times what the scores move. As a sum of p z and Omega(p), taken from the top score, it
+    feels a sum of weights that is off by the threshold times that, and no other error of weights: they maximise."""
+    z = separated.logits(x)
+    p, off = np.abs(weights(x, separation)), shift(dtype, x, separation, c)
+    rest = sep.spread(separation, z, shift(dtype, x, separation, 1), x.keep).sum(axis=-1) * sep.reach(
+        separation, z, x.keep
+    )
+    rest = 0 if sep.levels(separation, z, x.keep) is None else rest
+    return p.sum(axis=-1) * off + c * acc.eps(dtype) * np.abs(sep.omega(separation, p)) + rest
 
 
 def weights(x, separation):
@@ -162,9 +168,9 @@ def row_units(dtype, path, separation):
     for x in path:
         off = shift(dtype, x, separation, 1)
         gap = sep.gap(separation, separated.logits(x), x.keep)
-        units.append(
-            acc.eps(dtype) * (1 + score_sizes(x)) + np.where(np.isfinite(gap), off * steepness(separation) / gap, 0)
-        )
+        some = np.isfinite(gap) & (gap > 0)
+        lost = np.where(some, off * steepness(separation) / np.where(some, gap, 1), 0)
+        units.append(acc.eps(dtype) * (1 + score_sizes(x)) + lost)
     return np.max(units, axis=0)
 
 

@@ -22,6 +22,7 @@ Sources: Santos et al., "Hopfield-Fenchel-Young networks", arXiv 2411.08590; Mar
 sorting); Peters et al. 2019 (1.5-entmax, by sorting); Ramsauer et al. 2020.
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -135,12 +136,24 @@ def sorted_k_subset(z, k):
 
 
 def levels(separation, z, keep=None):
-    """w = z - threshold: how far above the score at which weights begin. None where there is no threshold."""
-    keep = existing(z, keep)
-    name, parameter = parse(separation)
-    alpha = tsallis(separation)
-    if alpha is None and name not in ("normmax", "k_subset"):
+    """w = z - threshold: how far above the score at which weights begin, -inf where nothing is. None where there is no threshold."""
+    if tsallis(separation) is None and parse(separation)[0] not in ("normmax", "k_subset"):
         return None
+    z = np.ascontiguousarray(z)
+    return found_levels(separation, z.dtype, z.shape, z.tobytes(), existing(z, keep).tobytes())
+
+
+@lru_cache(maxsize=16)
+def found_levels(separation, dtype, shape, scores, kept):
+    """A problem is asked for its levels several times, and bisection is slow: it remembers the last ones."""
+    z, keep = np.frombuffer(scores, dtype).reshape(shape), np.frombuffer(kept, bool).reshape(shape)
+    w = find_levels(separation, z, keep)
+    w.setflags(write=False)
+    return w
+
+
+def find_levels(separation, z, keep):
+    name, parameter = parse(separation)
     shifted, _ = from_top(z, keep)
     if z.shape[-1] == 0:
         return shifted
@@ -157,7 +170,8 @@ def levels(separation, z, keep=None):
         return shifted - sorted_entmax15(shifted)
     if name == "normmax":
         return shifted - bisected(np.maximum(shifted, -2), parameter, parameter)
-    return shifted - bisected(np.maximum((alpha - 1) * shifted, -2), alpha, 1) / (z.dtype.type(alpha) - 1)
+    rate = z.dtype.type(parameter) - 1
+    return shifted - bisected(np.maximum(rate * shifted, -2), parameter, 1) / rate
 
 
 def law(separation, w):
