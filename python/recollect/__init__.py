@@ -10,13 +10,22 @@
 True
 """
 
-from . import _attention_vjp, _hopfield_vjp, attention, hopfield, layers
+from . import _attention_vjp, _backtracking_vjp, _hopfield_vjp, attention, backtracking, hopfield, layers
 from ._config import show_config
 from ._core import core as _core
 from ._threads import get_num_threads, set_num_threads
 from ._vjp import vjp
 
-del _attention_vjp, _hopfield_vjp
+del _attention_vjp, _backtracking_vjp, _hopfield_vjp
 
-__all__ = ["attention", "get_num_threads", "hopfield", "layers", "set_num_threads", "show_config", "vjp"]
+__all__ = [
+    "attention",
+    "backtracking",
+    "get_num_threads",
+    "hopfield",
+    "layers",
+    "set_num_threads",
+    "show_config",
+    "vjp",
+]
 __version__: str = _core.build_info()["version"]

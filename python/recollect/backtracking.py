@@ -147,9 +147,10 @@ class SparseBacktrackingGRU(SparseBacktrackingLSTM):
 
         r, z = sigmoid(W_i x_t + b_i + W_h h_{t-1} + b_h)          each with rows of its own
         n = tanh(W_in x_t + b_in + r * (W_hn h_{t-1} + b_hn))
-        hhat_t = (1 - z) * n + z * h_{t-1}
+        hhat_t = (1 - z) * n + z * hhat_{t-1}
 
-    and then as there. Here h_{t-1} includes what step t - 1 was reminded of, so that one memory is added to state after state.
+    and then as there. h_{t-1} includes what step t - 1 was reminded of; what the cell interpolates does not, since reminders would add up
+    in it without bound. With ``k_top=0`` it is the usual cell.
 
     Parameters, errors, methods and cost are those of `SparseBacktrackingLSTM`. ``weight_ih`` is (3 H, D), ``weight_hh`` (3 H, H), the biases
     (3 H,), gates in the order reset, update, new, as in torch.nn.GRUCell (Cho et al. 2014, https://arxiv.org/abs/1406.1078).

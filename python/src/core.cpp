@@ -8,6 +8,7 @@
 #include "recollect/core/parallel.hpp"
 #include "recollect/ops/packet.hpp"
 #include "recollect/spec/attention.hpp"
+#include "recollect/spec/backtracking.hpp"
 #include "recollect/spec/hopfield.hpp"
 #include "recollect/version.hpp"
 
@@ -15,6 +16,7 @@ namespace nb = nanobind;
 
 namespace recollect::python {
 void bind_attention(nb::module_& m);
+void bind_backtracking(nb::module_& m);
 void bind_hopfield(nb::module_& m);
 }  // namespace recollect::python
 
@@ -72,4 +74,5 @@ NB_MODULE(RECOLLECT_MODULE, m) {
   m.def("set_num_threads", &recollect::set_num_threads, nb::arg("n"));
   recollect::python::bind_hopfield(m);
   recollect::python::bind_attention(m);
+  recollect::python::bind_backtracking(m);
 }

@@ -3,6 +3,7 @@
 /// that the inner loops never allocate. `Scratch::Frame` gives what was taken in its scope back at its end.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdlib>
 #include <memory>
@@ -73,5 +74,22 @@ class Scratch {
   std::vector<Chunk> chunks_;
   std::size_t chunk_ = 0, used_ = 0;
 };
+
+namespace detail {
+
+/// Memory for `count` objects, aligned for packets and not initialised.
+template <class U>
+struct Buffer {
+  struct Free {
+    void operator()(U* p) const { ::operator delete[](p, std::align_val_t{Scratch::alignment}); }
+  };
+  std::unique_ptr<U[], Free> memory;
+  explicit Buffer(index_t count)
+      : memory(static_cast<U*>(
+            ::operator new[](static_cast<std::size_t>(std::max<index_t>(count, 1)) * sizeof(U), std::align_val_t{Scratch::alignment}))) {}
+  U* data() const { return memory.get(); }
+};
+
+}  // namespace detail
 
 }  // namespace recollect

@@ -5,8 +5,6 @@
 /// merged; otherwise blocks are the tasks, and each takes all its steps by itself.
 #pragma once
 
-#include <memory>
-
 #include "recollect/core/parallel.hpp"
 #include "recollect/ops/plain.hpp"
 #include "recollect/ops/recall_pass.hpp"
@@ -29,19 +27,6 @@ struct RecallSteps {
   index_t updates;  // state updates at most; a read of values comes on top
   double tol;       // a row stops after an update of at most this length; negative: never
   double rest;      // an update of at most this length counts as converged
-};
-
-/// Memory for `count` objects, aligned for packets and not initialised.
-template <class U>
-struct Buffer {
-  struct Free {
-    void operator()(U* p) const { ::operator delete[](p, std::align_val_t{Scratch::alignment}); }
-  };
-  std::unique_ptr<U[], Free> memory;
-  explicit Buffer(index_t count)
-      : memory(static_cast<U*>(
-            ::operator new[](static_cast<std::size_t>(std::max<index_t>(count, 1)) * sizeof(U), std::align_val_t{Scratch::alignment}))) {}
-  U* data() const { return memory.get(); }
 };
 
 template <class T, class Separation>

@@ -36,8 +36,10 @@
 ///     lstm, G = 4   i, f, o = sigmoid, g = tanh of (W_ih x + b_ih) + (W_hh h + b_hh), in the order i f g o
 ///                   carry_t = f carry_{t-1} + i g,   hhat_t = o tanh(carry_t)
 ///     gru, G = 3    in the order r z n:  r, z = sigmoid of the same sums,  n = tanh(W_in x + b_in + r (W_hn h + b_hn)),
-///                   hhat_t = (1 - z) n + z h_{t-1};  no carry
-/// Here h is the h_{t-1} of the recurrence, reminders included.
+///                   hhat_t = (1 - z) n + z carry_{t-1},   carry_t = hhat_t
+/// Here h is the h_{t-1} of the recurrence, reminders included. What a gru interpolates is its own state without them: a reminder would
+/// otherwise stay in the state and be added to by the next one, and states would grow without bound. Without reminders carry = h, and this
+/// is the usual gru. The edge from carry_{t-1} is a recurrent edge like the others.
 ///
 /// rule::released repeats the public code of the paper (github.com/nke001/sparse_attentive_backtracking_release) for comparison:
 ///   - a_i = w3[:H] . tanh(hhat_t) + w3[H:] . tanh(m_i), w3 (2 H); no W1, W2. What is stored with m is the number w3[H:] . tanh(m);
@@ -119,7 +121,7 @@ struct options {
 template <class Array>
 struct basic_tape {
   Array gates;             // (B, T, 4 H) what the cell keeps
-  Array hhat, h, carry;    // (B, T, H); a gru has no carry
+  Array hhat, h, carry;    // (B, T, H); carry of a gru may be the memory of hhat
   Array indices, weights;  // (B, T, k + 1) int64, (B, T, k)
   Array total;             // (B, T): R, or 0 where the weights are uniform or a softmax
 };
