@@ -112,16 +112,27 @@ void parallel_product(index_t rows, const T* a, index_t depth, const PackedMatri
   });
 }
 
-/// C (m, n) = sum over `depth` of A(k, :)^T B(k, :), rows of A and B contiguous: how the gradient of a weight comes out of all steps.
+/// C (m, n) = sum over `depth` of A(k, :)^T B(k, :), rows of A and B contiguous: how the gradient of a weight comes out of all steps. Long
+/// sums are made in parts, which are added in order.
 template <class T>
 void parallel_gradient_product(index_t depth, const T* a, index_t m, const T* b, index_t n, T* c) {
   using Matrix = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
   using Strided = Eigen::Map<const Matrix, 0, Eigen::OuterStride<>>;
-  constexpr index_t block = 64;
-  parallel_for((m + block - 1) / block, [&](index_t task) {
-    const index_t first = task * block, count = std::min(block, m - first);
-    Eigen::Map<Matrix> to(c + first * n, count, n);
-    to.noalias() = Strided(a + first, depth, count, Eigen::OuterStride<>(m)).transpose() * Eigen::Map<const Matrix>(b, depth, n);
+  constexpr index_t block = 256, deep = 2048;
+  const index_t blocks = (m + block - 1) / block, parts = std::max<index_t>(1, depth / deep);
+  const Buffer<T> sums((parts - 1) * m * n);
+  parallel_for(blocks * parts, [&](index_t task) {
+    const index_t first = task / parts * block, count = std::min(block, m - first);
+    const index_t part = task % parts, from = part * depth / parts, now = (part + 1) * depth / parts - from;
+    Eigen::Map<Matrix> to((part ? sums.data() + (part - 1) * m * n : c) + first * n, count, n);
+    to.noalias() =
+        Strided(a + from * m + first, now, count, Eigen::OuterStride<>(m)).transpose() * Eigen::Map<const Matrix>(b + from * n, now, n);
+  });
+  if (parts == 1) return;
+  parallel_for(blocks, [&](index_t task) {
+    const index_t first = task * block * n, last = std::min((task + 1) * block, m) * n;
+    for (index_t part = 1; part < parts; ++part)
+      for (index_t i = first; i < last; ++i) c[i] += sums.data()[(part - 1) * m * n + i];
   });
 }
 

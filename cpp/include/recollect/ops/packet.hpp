@@ -63,7 +63,7 @@ struct Packet {
   friend T sum(Packet a) { return Eigen::internal::predux(a.r); }
   friend T largest(Packet a) { return Eigen::internal::predux_max(a.r); }
 
-  /// 2^n for a whole number n <= 0, held as a number in n and in the low bits of shifted = n + exponent_shift.
+  /// 2^n for a whole number n <= 64, held as a number in n and in the low bits of shifted = n + exponent_shift.
   friend Packet power_of_two([[maybe_unused]] Packet n, [[maybe_unused]] Packet shifted) {
     using namespace Eigen::internal;
     if constexpr (std::is_same_v<T, float> && width > 1) {

@@ -57,7 +57,7 @@ struct RecurrenceProblem {
 };
 
 /// How many rows of the batch make a block: enough of them to share what is read of the weights, and blocks enough for many threads.
-inline index_t rows_of_block(index_t B) { return std::clamp<index_t>((B + 9) / 10, 1, 8); }
+inline index_t rows_of_block(index_t B) { return std::clamp<index_t>((B + 3) / 4, 1, 8); }
 
 /// Whether a matrix of the recurrence is too large for each thread to read all of it in every step.
 template <class T>
@@ -74,7 +74,14 @@ class RecurrenceForward {
         weight_hh_(p.weight_hh, p.H, Cell::gates * p.H, true),
         w1_(p.w1, p.H, scores_by_mlp() ? p.A : 0, true),
         w2_(p.w2, p.H, scores_by_mlp() ? p.A : 0, true),
-        recurrent_(p.B * Cell::gates * p.H) {}
+        recurrent_(p.B * Cell::gates * p.H),
+        eased_(scores_by_mlp() ? p.B * p.C * p.A : 0),
+        kinds_(scores_by_mlp() ? p.B * p.C : 0) {
+    if (scores_by_mlp())
+      parallel_for(p.B, [&](index_t b) {
+        for (index_t i = p.first_of(p.count); i < p.count; ++i) ease_key(b, i);
+      });
+  }
 
   void run() {
     {
@@ -138,13 +145,18 @@ class RecurrenceForward {
     const index_t H = p_.H, A = p_.A, stored = p_.stored_before(s), from = p_.first_of(stored);
     Scratch& scratch = Scratch::local();
     const Scratch::Frame frame(scratch);
-    T *const queries = scratch.take<T>((last - first) * A), *const value = scratch.take<T>(H);
+    T *const queries = scratch.take<T>((last - first) * A), *const eased = scratch.take<T>(A), *const value = scratch.take<T>(H);
     const math::TopK<T> best{scratch.take<T>(p_.k + 1), scratch.take<index_t>(p_.k + 1), p_.k + 1};
     if (stored > from) project(queries, p_.hhat + (first * p_.S + s) * H, p_.S * H, last - first, w2_, p_.w3);
     for (index_t b = first; b < last; ++b) {
       const index_t at = b * p_.S + s;
       const T* query = queries + (b - first) * A;
-      p_.released() ? choose<sum_score>(b, s, from, stored, query, best) : choose<additive_score>(b, s, from, stored, query, best);
+      if (p_.released()) {
+        choose(b, s, from, stored, best, [&](index_t i) { return sum_score::of<T>(p_.keys + b * p_.room + i, query, nullptr, 1); });
+      } else {
+        const eased_row<T> asked{query, eased, ease_row(query, A, eased)};
+        choose(b, s, from, stored, best, [&](index_t i) { return eased_score(key(b, i), asked, p_.w3, A); });
+      }
       read_value(p_.choice(b, s), p_.states + b * p_.room * H, H, H, value);
       for (index_t u = 0; u < H; u += P::width) {
         const P v = P::load_some(value + u, H - u), sum = P::load_some(p_.hhat + at * H + u, H - u) + v;
@@ -155,21 +167,31 @@ class RecurrenceForward {
     }
   }
 
+  /// The read of microstates [from, stored), where score(i) compares one of them.
   template <class Score>
-  void choose(index_t b, index_t s, index_t from, index_t stored, const T* query, const math::TopK<T>& best) const {
+  void choose(index_t b, index_t s, index_t from, index_t stored, const math::TopK<T>& best, const Score& score) const {
     const index_t at = b * p_.S + s, count = stored - from;
-    const T* keys = p_.keys + b * p_.room * p_.A;
     Choice<T> choice = p_.choice(b, s);
     if (count <= p_.k) {
-      for (index_t i = 0; i < count; ++i) choice.weights[i] = Score::of(keys + (from + i) * p_.A, query, p_.w3, p_.A);
+      for (index_t i = 0; i < count; ++i) choice.weights[i] = score(from + i);
       choose_all(p_.how.form, from, count, choice);
     } else {
       best.reset();
-      for (index_t i = from; i < stored; ++i) best.offer(Score::of(keys + i * p_.A, query, p_.w3, p_.A), i);
+      for (index_t i = from; i < stored; ++i) best.offer(score(i), i);
       choose_best(p_.how.form, best, choice);
     }
     p_.indices[at * (p_.k + 1) + p_.k] = choice.threshold;
     p_.total[at] = choice.total;
+  }
+
+  eased_row<T> key(index_t b, index_t i) const {
+    const index_t at = b * p_.C + i;
+    return {p_.keys + (b * p_.room + i) * p_.A, eased_.data() + at * p_.A, kinds_.data()[at]};
+  }
+
+  void ease_key(index_t b, index_t i) const {
+    const index_t at = b * p_.C + i;
+    kinds_.data()[at] = ease_row(p_.keys + (b * p_.room + i) * p_.A, p_.A, eased_.data() + at * p_.A);
   }
 
   void store(index_t first, index_t last, index_t s) const {
@@ -179,7 +201,10 @@ class RecurrenceForward {
     const Scratch::Frame frame(scratch);
     T* const keys = scratch.take<T>((last - first) * p_.A);
     project(keys, p_.h + (first * p_.S + s) * H, p_.S * H, last - first, w1_, p_.w3 + (p_.released() ? H : 0));
-    for (index_t b = first; b < last; ++b) std::copy_n(keys + (b - first) * p_.A, p_.A, p_.keys + (b * p_.room + j) * p_.A);
+    for (index_t b = first; b < last; ++b) {
+      std::copy_n(keys + (b - first) * p_.A, p_.A, p_.keys + (b * p_.room + j) * p_.A);
+      if (!p_.released()) ease_key(b, j);
+    }
   }
 
   /// What a score is made of: W state, or of rule::released the number w . tanh(state).
@@ -198,7 +223,8 @@ class RecurrenceForward {
   const RecurrenceProblem<T>& p_;
   T* outputs_;
   PackedMatrix<T> weight_hh_, w1_, w2_;
-  Buffer<T> recurrent_;
+  Buffer<T> recurrent_, eased_;
+  Buffer<ease> kinds_;
 };
 
 }  // namespace recollect::backtracking::detail

@@ -3,6 +3,8 @@
 /// spec/backtracking.hpp. `w3` is null where a score has no parameter.
 #pragma once
 
+#include <algorithm>
+
 #include "recollect/math/tanh.hpp"
 #include "recollect/ops/packet.hpp"
 
@@ -52,6 +54,88 @@ struct additive_score {
     }
   }
 };
+
+/// The additive score against rows that were prepared for it, since tanh(p + q) is (e^2p e^2q - 1) / (e^2p e^2q + 1): a row of keys is used
+/// many times, and what it takes once saves an exponential for every number of every score. A row is prepared as its size allows:
+///   near       |p| <= 1: e^2p - 1, with which nothing cancels where p and q are small
+///   moderate   |p| <= 5: e^2p; products of four denominators stay in range
+///   far        not at all; the score is made of p itself
+/// Which way is taken depends on the two rows alone.
+enum class ease : unsigned char { near, moderate, far };
+
+template <class T>
+ease ease_row(const T* row, index_t width, T* to) {
+  using P = Packet<T>;
+  P least(T(0));
+  for (index_t a = 0; a < width; a += P::width) least = max(turn(negative_size(P::load_some(row + a, width - a)), P(T(-0.0))), least);
+  const T size = largest(least);
+  const ease kind = size <= T(1) ? ease::near : size <= T(5) ? ease::moderate : ease::far;
+  if (kind == ease::far) return kind;
+  const P one(kind == ease::near ? T(0) : T(1)), scale(2 * math::log2_e<T>);
+  for (index_t a = 0; a < width; a += P::width)
+    (math::exp2_minus_one<T>(P::load_some(row + a, width - a) * scale) + one).store_some(to + a, width - a);
+  return kind;
+}
+
+/// A row of keys or a query beside what was prepared of it.
+template <class T>
+struct eased_row {
+  const T* plain;
+  const T* eased;
+  ease kind;
+};
+
+/// Numerator and denominator of tanh(p + q); x is what is prepared of p, and f of q.
+template <class P, class T, ease Key, ease Query>
+inline math::quotient<P> eased_tanh(P x, P f) {
+  const P one(T(1)), q = Query == ease::near ? f + one : f;
+  if constexpr (Key == ease::near && Query == ease::near) {
+    const P n = fma(x, q, f);
+    return {n, n + P(T(2))};
+  } else {
+    const P both = Key == ease::near ? fma(x, q, q) : x * q;
+    return {both - one, both + one};
+  }
+}
+
+template <class T, ease Key, ease Query>
+T eased_score_of(const T* key, const T* query, const T* w3, index_t width) {
+  using P = Packet<T>;
+  P total(T(0));
+  for (index_t a = 0; a < width; a += 4 * P::width) {
+    math::quotient<P> q[4];
+    const index_t left = width - a;
+    if (left >= 4 * P::width) {
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) {
+        const index_t at = a + j * P::width;
+        q[j] = eased_tanh<P, T, Key, Query>(P::load(key + at), P::load(query + at));
+        q[j].numerator = q[j].numerator * P::load(w3 + at);
+      }
+    } else {
+      for (int j = 0; j < 4; ++j) {
+        const index_t at = a + j * P::width, some = std::clamp<index_t>(width - at, 0, P::width);
+        q[j] = eased_tanh<P, T, Key, Query>(P::load_some(key + at, some), P::load_some(query + at, some));
+        q[j].numerator = q[j].numerator * P::load_some(w3 + at, some);
+      }
+    }
+    const P first = fma(q[0].numerator, q[1].denominator, q[1].numerator * q[0].denominator);
+    const P second = fma(q[2].numerator, q[3].denominator, q[3].numerator * q[2].denominator);
+    const P below_first = q[0].denominator * q[1].denominator, below_second = q[2].denominator * q[3].denominator;
+    total = total + fma(first, below_second, second * below_first) / (below_first * below_second);
+  }
+  return sum(total);
+}
+
+template <class T>
+T eased_score(const eased_row<T>& key, const eased_row<T>& query, const T* w3, index_t width) {
+  if (key.kind == ease::far || query.kind == ease::far) return additive_score::of(key.plain, query.plain, w3, width);
+  if (key.kind == ease::near)
+    return query.kind == ease::near ? eased_score_of<T, ease::near, ease::near>(key.eased, query.eased, w3, width)
+                                    : eased_score_of<T, ease::near, ease::moderate>(key.eased, query.eased, w3, width);
+  return query.kind == ease::near ? eased_score_of<T, ease::moderate, ease::near>(key.eased, query.eased, w3, width)
+                                  : eased_score_of<T, ease::moderate, ease::moderate>(key.eased, query.eased, w3, width);
+}
 
 /// key . query
 struct dot_score {
