@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Associative memories for NumPy: Hopfield energy and retrieval, and attention, forward and backward.
+"""Associative memories for NumPy: Hopfield retrieval, attention, and sparse attentive backtracking, forward and backward.
 
 >>> import numpy as np, recollect as rc
 >>> rng = np.random.default_rng(0)

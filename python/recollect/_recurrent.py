@@ -38,14 +38,12 @@ class Recurrent(Layer[RecurrentGradients]):
         input_size: int,
         hidden_size: int,
         options: dict[str, Any],
-        attention_size: int | None,
-        reminders: bool,
-        compat: str | None,
         rng: np.random.Generator | None,
         dtype: DTypeLike,
         plain: bool = False,
     ) -> None:
         super().__init__(dtype, rng)
+        attention_size, compat = options["attention_size"], options["compat"]
         self.input_size, self.hidden_size = (
             self._count("input_size", input_size),
             self._count("hidden_size", hidden_size),
@@ -57,7 +55,7 @@ class Recurrent(Layer[RecurrentGradients]):
         self.max_memories = None if most is None else self._count("max_memories", most)
         if compat not in (None, "released"):
             raise ValueError(f"{self.name}: compat is {compat!r}; expected None or 'released'")
-        self.compat, self.reminders, self.plain = compat, bool(reminders), plain
+        self.compat, self.reminders, self.plain = compat, bool(options["reminders"]), plain
         H = self.hidden_size
         if attention_size is not None and compat == "released":
             raise ValueError(f"{self.name}: attention_size is {attention_size}; expected None with compat='released'")

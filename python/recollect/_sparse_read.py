@@ -158,9 +158,15 @@ class Reading:
     def result(self) -> SparseRead:
         return SparseRead(self.value, self.indices, self.weights)
 
-    def _operands(self) -> tuple[Any, ...]:
+    def _operands(self) -> tuple[Any, Any, Any, Any, Any]:
         w3 = self.given.get("w3")
-        return (*self.compared, self.rows, None if w3 is None else np.ascontiguousarray(w3), self.lengths)
+        return (
+            self.compared[0],
+            self.compared[1],
+            self.rows,
+            None if w3 is None else np.ascontiguousarray(w3),
+            self.lengths,
+        )
 
     def _check_parameters(self) -> None:
         takes = {"additive": {"w1", "w2", "w3", "keys"}, "dot": set[str](), "bilinear": {"weight"}}

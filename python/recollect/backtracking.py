@@ -137,7 +137,8 @@ class SparseBacktrackingLSTM(Recurrent):
         dtype: DTypeLike = np.float32,
     ) -> None:
         options: dict[str, Any] = dict(k_top=k_top, k_att=k_att, k_trunc=k_trunc, max_memories=max_memories)
-        super().__init__(input_size, hidden_size, options, attention_size, reminders, compat, rng, dtype)
+        options |= dict(attention_size=attention_size, reminders=reminders, compat=compat)
+        super().__init__(input_size, hidden_size, options, rng, dtype)
 
 
 class SparseBacktrackingGRU(SparseBacktrackingLSTM):
@@ -219,7 +220,8 @@ class LSTM(Recurrent):
         dtype: DTypeLike = np.float32,
     ) -> None:
         options: dict[str, Any] = dict(k_top=0, k_att=1, k_trunc=k_trunc, max_memories=None)
-        super().__init__(input_size, hidden_size, options, None, True, None, rng, dtype, plain=True)
+        options |= dict(attention_size=None, reminders=True, compat=None)
+        super().__init__(input_size, hidden_size, options, rng, dtype, plain=True)
 
 
 class GRU(LSTM):

@@ -55,6 +55,7 @@ nb::dict shapes() {
   };
   add("hopfield", recollect::hopfield::operand_shapes);
   add("attention", recollect::attention::operand_shapes);
+  add("backtracking", recollect::backtracking::read_shapes);
   return tables;
 }
 

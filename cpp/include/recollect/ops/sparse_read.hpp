@@ -183,7 +183,7 @@ inline Shapes check_read(const read_operands& in, const read_results& out) {
   const Shapes shapes(op, read_shapes, list);
   for (const auto& [argument, array] :
        {std::pair<const char*, ConstArray>{"query", in.query}, {"keys", in.keys}, {"memory", in.memory}, {"w3", in.w3}})
-    if (array.given() && array.extents[array.rank - 1] > 1 && array.strides[array.rank - 1] != 1)
+    if (array.given() && array.size() > 0 && array.extents[array.rank - 1] > 1 && array.strides[array.rank - 1] != 1)
       fail(status::value, op, ": ", argument, " has a stride along its last axis; expected it to be contiguous");
   for (const auto& [argument, array] : {std::pair<const char*, ConstArray>{"indices", out.indices}, {"weights", out.weights}})
     check_given(op, argument, array);
