@@ -99,7 +99,7 @@ class PackedMatrix {
 /// C (rows, columns) = bias + A B for many contiguous rows of A; bias (columns), or null for zeros. Rows of C are c_stride apart.
 template <class T>
 void parallel_product(index_t rows, const T* a, index_t depth, const PackedMatrix<T>& b, const T* bias, T* c, index_t c_stride) {
-  constexpr index_t block = 8 * PackedMatrix<T>::rows_at_once;
+  constexpr index_t block = 16 * PackedMatrix<T>::rows_at_once;
   parallel_for((rows + block - 1) / block, [&](index_t task) {
     const index_t first = task * block, count = std::min(block, rows - first);
     for (index_t r = first; r < first + count; ++r) {
@@ -113,26 +113,28 @@ void parallel_product(index_t rows, const T* a, index_t depth, const PackedMatri
 }
 
 /// C (m, n) = sum over `depth` of A(k, :)^T B(k, :), rows of A and B contiguous: how the gradient of a weight comes out of all steps. Long
-/// sums are made in parts, which are added in order.
+/// sums are made in parts, which are added in order. What is made is the transpose of C: of the two, Eigen packs B at the higher cost,
+/// which is the narrower one.
 template <class T>
 void parallel_gradient_product(index_t depth, const T* a, index_t m, const T* b, index_t n, T* c) {
   using Matrix = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
   using Strided = Eigen::Map<const Matrix, 0, Eigen::OuterStride<>>;
   constexpr index_t block = 256, deep = 2048;
   const index_t blocks = (m + block - 1) / block, parts = std::max<index_t>(1, depth / deep);
-  const Buffer<T> sums((parts - 1) * m * n);
+  const Buffer<T> sums(parts * m * n);
   parallel_for(blocks * parts, [&](index_t task) {
     const index_t first = task / parts * block, count = std::min(block, m - first);
     const index_t part = task % parts, from = part * depth / parts, now = (part + 1) * depth / parts - from;
-    Eigen::Map<Matrix> to((part ? sums.data() + (part - 1) * m * n : c) + first * n, count, n);
+    Eigen::Map<Matrix> to(sums.data() + part * m * n + first * n, n, count);
     to.noalias() =
-        Strided(a + from * m + first, now, count, Eigen::OuterStride<>(m)).transpose() * Eigen::Map<const Matrix>(b + from * n, now, n);
+        Eigen::Map<const Matrix>(b + from * n, now, n).transpose() * Strided(a + from * m + first, now, count, Eigen::OuterStride<>(m));
   });
-  if (parts == 1) return;
   parallel_for(blocks, [&](index_t task) {
-    const index_t first = task * block * n, last = std::min((task + 1) * block, m) * n;
-    for (index_t part = 1; part < parts; ++part)
-      for (index_t i = first; i < last; ++i) c[i] += sums.data()[(part - 1) * m * n + i];
+    const index_t first = task * block, count = std::min(block, m - first);
+    Eigen::Map<Matrix> to(c + first * n, count, n);
+    const auto made = [&](index_t part) { return Eigen::Map<const Matrix>(sums.data() + part * m * n + first * n, n, count).transpose(); };
+    to = made(0);
+    for (index_t part = 1; part < parts; ++part) to += made(part);
   });
 }
 

@@ -59,9 +59,10 @@ struct additive_score {
 /// many times, and what it takes once saves an exponential for every number of every score. A row is prepared as its size allows:
 ///   near       |p| <= 1: e^2p - 1, with which nothing cancels where p and q are small
 ///   moderate   |p| <= 5: e^2p; products of four denominators stay in range
+///   large      |p| <= 10: e^2p; products of two do
 ///   far        not at all; the score is made of p itself
 /// Which way is taken depends on the two rows alone.
-enum class ease : unsigned char { near, moderate, far };
+enum class ease : unsigned char { near, moderate, large, far };
 
 template <class T>
 ease ease_row(const T* row, index_t width, T* to) {
@@ -69,7 +70,7 @@ ease ease_row(const T* row, index_t width, T* to) {
   P least(T(0));
   for (index_t a = 0; a < width; a += P::width) least = max(turn(negative_size(P::load_some(row + a, width - a)), P(T(-0.0))), least);
   const T size = largest(least);
-  const ease kind = size <= T(1) ? ease::near : size <= T(5) ? ease::moderate : ease::far;
+  const ease kind = size <= T(1) ? ease::near : size <= T(5) ? ease::moderate : size <= T(10) ? ease::large : ease::far;
   if (kind == ease::far) return kind;
   const P one(kind == ease::near ? T(0) : T(1)), scale(2 * math::log2_e<T>);
   for (index_t a = 0; a < width; a += P::width)
@@ -86,19 +87,20 @@ struct eased_row {
 };
 
 /// Numerator and denominator of tanh(p + q); x is what is prepared of p, and f of q.
-template <class P, class T, ease Key, ease Query>
+template <class P, class T, bool KeyNear, bool QueryNear>
 inline math::quotient<P> eased_tanh(P x, P f) {
-  const P one(T(1)), q = Query == ease::near ? f + one : f;
-  if constexpr (Key == ease::near && Query == ease::near) {
+  const P one(T(1)), q = QueryNear ? f + one : f;
+  if constexpr (KeyNear && QueryNear) {
     const P n = fma(x, q, f);
     return {n, n + P(T(2))};
   } else {
-    const P both = Key == ease::near ? fma(x, q, q) : x * q;
+    const P both = KeyNear ? fma(x, q, q) : x * q;
     return {both - one, both + one};
   }
 }
 
-template <class T, ease Key, ease Query>
+/// Fours: one division for four quotients, else for two.
+template <class T, bool KeyNear, bool QueryNear, bool Fours>
 T eased_score_of(const T* key, const T* query, const T* w3, index_t width) {
   using P = Packet<T>;
   P total(T(0));
@@ -109,20 +111,23 @@ T eased_score_of(const T* key, const T* query, const T* w3, index_t width) {
 #pragma GCC unroll 4
       for (int j = 0; j < 4; ++j) {
         const index_t at = a + j * P::width;
-        q[j] = eased_tanh<P, T, Key, Query>(P::load(key + at), P::load(query + at));
+        q[j] = eased_tanh<P, T, KeyNear, QueryNear>(P::load(key + at), P::load(query + at));
         q[j].numerator = q[j].numerator * P::load(w3 + at);
       }
     } else {
       for (int j = 0; j < 4; ++j) {
         const index_t at = a + j * P::width, some = std::clamp<index_t>(width - at, 0, P::width);
-        q[j] = eased_tanh<P, T, Key, Query>(P::load_some(key + at, some), P::load_some(query + at, some));
+        q[j] = eased_tanh<P, T, KeyNear, QueryNear>(P::load_some(key + at, some), P::load_some(query + at, some));
         q[j].numerator = q[j].numerator * P::load_some(w3 + at, some);
       }
     }
     const P first = fma(q[0].numerator, q[1].denominator, q[1].numerator * q[0].denominator);
     const P second = fma(q[2].numerator, q[3].denominator, q[3].numerator * q[2].denominator);
     const P below_first = q[0].denominator * q[1].denominator, below_second = q[2].denominator * q[3].denominator;
-    total = total + fma(first, below_second, second * below_first) / (below_first * below_second);
+    if constexpr (Fours)
+      total = total + fma(first, below_second, second * below_first) / (below_first * below_second);
+    else
+      total = total + (first / below_first + second / below_second);
   }
   return sum(total);
 }
@@ -130,11 +135,14 @@ T eased_score_of(const T* key, const T* query, const T* w3, index_t width) {
 template <class T>
 T eased_score(const eased_row<T>& key, const eased_row<T>& query, const T* w3, index_t width) {
   if (key.kind == ease::far || query.kind == ease::far) return additive_score::of(key.plain, query.plain, w3, width);
-  if (key.kind == ease::near)
-    return query.kind == ease::near ? eased_score_of<T, ease::near, ease::near>(key.eased, query.eased, w3, width)
-                                    : eased_score_of<T, ease::near, ease::moderate>(key.eased, query.eased, w3, width);
-  return query.kind == ease::near ? eased_score_of<T, ease::moderate, ease::near>(key.eased, query.eased, w3, width)
-                                  : eased_score_of<T, ease::moderate, ease::moderate>(key.eased, query.eased, w3, width);
+  const bool key_near = key.kind == ease::near, query_near = query.kind == ease::near;
+  const auto run = [&]<bool KeyNear, bool QueryNear>() {
+    return key.kind == ease::large || query.kind == ease::large
+               ? eased_score_of<T, KeyNear, QueryNear, false>(key.eased, query.eased, w3, width)
+               : eased_score_of<T, KeyNear, QueryNear, true>(key.eased, query.eased, w3, width);
+  };
+  if (key_near) return query_near ? run.template operator()<true, true>() : run.template operator()<true, false>();
+  return query_near ? run.template operator()<false, true>() : run.template operator()<false, false>();
 }
 
 /// key . query
