@@ -116,8 +116,21 @@ def _torch_read(p, hhat, memory, projected, k_top):
     return (weights[:, None] @ memory)[:, 0]
 
 
+def _torch_released_read(w, hhat, memory, k_top):
+    """The read of the code that was released with the paper: scores w . tanh([hhat, m]) of all pairs."""
+    import torch
+
+    pairs = torch.cat([hhat[:, None].expand(-1, memory.shape[1], -1), memory], dim=2)
+    scores = torch.tanh(pairs) @ w
+    if memory.shape[1] > k_top:
+        scores = torch.relu(scores - torch.topk(scores, k_top, dim=1)[0][:, -1:] - 1e-7)
+        scores = scores / (scores.sum(dim=1, keepdim=True) + 1e-7)
+    return (scores[:, None] @ memory)[:, 0]
+
+
 def _torch_network(case, p, x):
-    """The recurrence, W1 m computed once, memories grown by one concatenation a step as in the released code."""
+    """The recurrence, W1 m computed once, memories grown by one concatenation a step as in the released code; with ``w`` the read of
+    that code."""
     import torch
 
     H, reads, k_trunc = case.shape["H"], case.op == "backtracking", case.shape.get("k_trunc", 0)
@@ -128,13 +141,16 @@ def _torch_network(case, p, x):
             h, carry = h.detach(), carry.detach()
         h, carry = _torch_cell(p, x_t, h, carry)
         s = torch.zeros_like(h)
-        if projected is not None:
+        if "w" in p and memory.shape[1]:
+            s = _torch_released_read(p["w"], h, memory, case.shape["k_top"])
+        elif projected is not None:
             s = _torch_read(p, h, memory, projected, case.shape["k_top"])
         h = h + s
         if reads and t % case.shape["k_att"] == 0:
-            key = (h @ p["w1"].T)[:, None]
             memory = torch.cat([memory, h[:, None]], dim=1)
-            projected = key if projected is None else torch.cat([projected, key], dim=1)
+            if "w" not in p:
+                key = (h @ p["w1"].T)[:, None]
+                projected = key if projected is None else torch.cat([projected, key], dim=1)
         outputs.append(torch.cat([h, s], dim=1) if reads else h)
     return torch.stack(outputs, 1)
 
@@ -159,6 +175,15 @@ def _torch_step(case, x, dtype=None):
 @peer("backtracking", "torch-autograd")
 def _autograd(case, x):
     return _torch_step(case, x)
+
+
+@peer("backtracking", "torch-released", same_job=False)
+def _released(case, x):
+    """The released code's form of the model, ported: another score, all of it computed anew in each step."""
+    H = case.shape["H"]
+    parameters = {name: x.parameters[name] for name in _CELL}
+    parameters["w"] = np.random.default_rng(1).normal(0, 0.01, 2 * H).astype(case.dtype)
+    return _torch_step(case, SimpleNamespace(x=x.x, d_outputs=x.d_outputs, parameters=parameters))
 
 
 @peer("lstm", "torch-lstm")

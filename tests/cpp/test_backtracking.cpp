@@ -105,7 +105,7 @@ void scores() {
       for (double q_size : {1e-3, 0.2, 1.5, 30.0}) {
         const auto p = normal<T>(width, p_size), q = normal<T>(width, q_size), w = normal<T>(width);
         std::vector<T> eased_p(width), eased_q(width);
-        const backtracking::eased_row<T> key{p.data(), eased_p.data(), backtracking::ease_row(p.data(), width, eased_p.data())};
+        const backtracking::ease kind = backtracking::ease_row(p.data(), width, eased_p.data());
         const backtracking::eased_row<T> query{q.data(), eased_q.data(), backtracking::ease_row(q.data(), width, eased_q.data())};
         double exact = 0, size = 0;
         for (index_t a = 0; a < width; ++a) {
@@ -114,7 +114,9 @@ void scores() {
           size += std::abs(w[a]) *
                   std::min(1.0, std::abs(t) + 0.1 * (std::abs(static_cast<double>(p[a])) + std::abs(static_cast<double>(q[a]))));
         }
-        CHECK_NEAR(backtracking::eased_score(key, query, w.data(), width), exact, 60 * eps * (size + 1e-30));
+        T score = 0;
+        backtracking::eased_scores(p.data(), eased_p.data(), &kind, 1, query, w.data(), width, &score);
+        CHECK_NEAR(score, exact, 60 * eps * (size + 1e-30));
         CHECK_NEAR(backtracking::additive_score::of(p.data(), q.data(), w.data(), width), exact, 60 * eps * (size + 1e-30));
       }
 }

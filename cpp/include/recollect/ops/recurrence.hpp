@@ -145,18 +145,20 @@ class RecurrenceForward {
     const index_t H = p_.H, A = p_.A, stored = p_.stored_before(s), from = p_.first_of(stored);
     Scratch& scratch = Scratch::local();
     const Scratch::Frame frame(scratch);
-    T *const queries = scratch.take<T>((last - first) * A), *const eased = scratch.take<T>(A), *const value = scratch.take<T>(H);
+    T *const queries = scratch.take<T>((last - first) * A), *const eased = scratch.take<T>(A), *const value = scratch.take<T>(H),
+             *const scores = scratch.take<T>(stored - from);
     const math::TopK<T> best{scratch.take<T>(p_.k + 1), scratch.take<index_t>(p_.k + 1), p_.k + 1};
     if (stored > from) project(queries, p_.hhat + (first * p_.S + s) * H, p_.S * H, last - first, w2_, p_.w3);
     for (index_t b = first; b < last; ++b) {
       const index_t at = b * p_.S + s;
       const T* query = queries + (b - first) * A;
-      if (p_.released()) {
-        choose(b, s, from, stored, best, [&](index_t i) { return sum_score::of<T>(p_.keys + b * p_.room + i, query, nullptr, 1); });
-      } else {
-        const eased_row<T> asked{query, eased, ease_row(query, A, eased)};
-        choose(b, s, from, stored, best, [&](index_t i) { return eased_score(key(b, i), asked, p_.w3, A); });
-      }
+      const T* keys = p_.keys + (b * p_.room + from) * A;
+      if (p_.released())
+        for (index_t i = 0; i < stored - from; ++i) scores[i] = sum_score::of<T>(keys + i, query, nullptr, 1);
+      else
+        eased_scores(keys, eased_.data() + (b * p_.C + from) * A, kinds_.data() + b * p_.C + from, stored - from,
+                     {query, eased, ease_row(query, A, eased)}, p_.w3, A, scores);
+      choose(b, s, from, stored - from, scores, best);
       read_value(p_.choice(b, s), p_.states + b * p_.room * H, H, H, value);
       for (index_t u = 0; u < H; u += P::width) {
         const P v = P::load_some(value + u, H - u), sum = P::load_some(p_.hhat + at * H + u, H - u) + v;
@@ -167,26 +169,21 @@ class RecurrenceForward {
     }
   }
 
-  /// The read of microstates [from, stored), where score(i) compares one of them.
-  template <class Score>
-  void choose(index_t b, index_t s, index_t from, index_t stored, const math::TopK<T>& best, const Score& score) const {
-    const index_t at = b * p_.S + s, count = stored - from;
+  /// The read of `count` microstates from `from` on, of these scores.
+  void choose(index_t b, index_t s, index_t from, index_t count, const T* scores, const math::TopK<T>& best) const {
+    const index_t at = b * p_.S + s;
     Choice<T> choice = p_.choice(b, s);
     if (count <= p_.k) {
-      for (index_t i = 0; i < count; ++i) choice.weights[i] = score(from + i);
+      std::copy_n(scores, count, choice.weights);
       choose_all(p_.how.form, from, count, choice);
     } else {
       best.reset();
-      for (index_t i = from; i < stored; ++i) best.offer(score(i), i);
+      for (index_t i = 0; i < count; ++i)
+        if (scores[i] > best.threshold()) best.offer(scores[i], from + i);
       choose_best(p_.how.form, best, choice);
     }
     p_.indices[at * (p_.k + 1) + p_.k] = choice.threshold;
     p_.total[at] = choice.total;
-  }
-
-  eased_row<T> key(index_t b, index_t i) const {
-    const index_t at = b * p_.C + i;
-    return {p_.keys + (b * p_.room + i) * p_.A, eased_.data() + at * p_.A, kinds_.data()[at]};
   }
 
   void ease_key(index_t b, index_t i) const {

@@ -78,7 +78,7 @@ ease ease_row(const T* row, index_t width, T* to) {
   return kind;
 }
 
-/// A row of keys or a query beside what was prepared of it.
+/// A query beside what was prepared of it.
 template <class T>
 struct eased_row {
   const T* plain;
@@ -132,17 +132,29 @@ T eased_score_of(const T* key, const T* query, const T* w3, index_t width) {
   return sum(total);
 }
 
+/// scores[i] of `count` rows of keys, which lie `width` apart, as what is prepared of them does.
 template <class T>
-T eased_score(const eased_row<T>& key, const eased_row<T>& query, const T* w3, index_t width) {
-  if (key.kind == ease::far || query.kind == ease::far) return additive_score::of(key.plain, query.plain, w3, width);
-  const bool key_near = key.kind == ease::near, query_near = query.kind == ease::near;
-  const auto run = [&]<bool KeyNear, bool QueryNear>() {
-    return key.kind == ease::large || query.kind == ease::large
-               ? eased_score_of<T, KeyNear, QueryNear, false>(key.eased, query.eased, w3, width)
-               : eased_score_of<T, KeyNear, QueryNear, true>(key.eased, query.eased, w3, width);
-  };
-  if (key_near) return query_near ? run.template operator()<true, true>() : run.template operator()<true, false>();
-  return query_near ? run.template operator()<false, true>() : run.template operator()<false, false>();
+void eased_scores(const T* keys, const T* eased, const ease* kinds, index_t count, const eased_row<T>& query, const T* w3, index_t width,
+                  T* scores) {
+  for (index_t i = 0, end; i < count; i = end) {
+    const ease kind = kinds[i];
+    for (end = i + 1; end < count && kinds[end] == kind;) ++end;
+    const auto run = [&]<bool KeyNear, bool QueryNear>() {
+      if (kind == ease::large || query.kind == ease::large)
+        for (index_t j = i; j < end; ++j)
+          scores[j] = eased_score_of<T, KeyNear, QueryNear, false>(eased + j * width, query.eased, w3, width);
+      else
+        for (index_t j = i; j < end; ++j)
+          scores[j] = eased_score_of<T, KeyNear, QueryNear, true>(eased + j * width, query.eased, w3, width);
+    };
+    const bool query_near = query.kind == ease::near;
+    if (kind == ease::far || query.kind == ease::far)
+      for (index_t j = i; j < end; ++j) scores[j] = additive_score::of(keys + j * width, query.plain, w3, width);
+    else if (kind == ease::near)
+      query_near ? run.template operator()<true, true>() : run.template operator()<true, false>();
+    else
+      query_near ? run.template operator()<false, true>() : run.template operator()<false, false>();
+  }
 }
 
 /// key . query
