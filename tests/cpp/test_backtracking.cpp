@@ -84,14 +84,12 @@ void products() {
   for (index_t depth : {0, 3, 5000}) {
     const index_t m = 300, n = 3;
     const auto a = normal<T>(depth * m), b = normal<T>(depth * n);
-    std::vector<T> c(m * n, T(9)), sums(m, T(9));
+    std::vector<T> c(m * n, T(9));
     detail::parallel_gradient_product(depth, a.data(), m, b.data(), n, c.data());
-    detail::parallel_column_sums(depth, a.data(), m, sums.data());
     for (index_t i = 0; i < m; i += 37) {
-      double product = 0, total = 0;
-      for (index_t k = 0; k < depth; ++k) product += static_cast<double>(a[k * m + i]) * b[k * n + 1], total += a[k * m + i];
+      double product = 0;
+      for (index_t k = 0; k < depth; ++k) product += static_cast<double>(a[k * m + i]) * b[k * n + 1];
       CHECK_NEAR(c[i * n + 1], product, 1e4 * eps);
-      CHECK_NEAR(sums[i], total, 1e4 * eps);
     }
   }
 }

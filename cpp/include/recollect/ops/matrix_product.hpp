@@ -138,20 +138,4 @@ void parallel_gradient_product(index_t depth, const T* a, index_t m, const T* b,
   });
 }
 
-/// c (m) = the sum of `depth` contiguous rows of A; rows are added up in groups, so that the rounding does not grow with their number.
-template <class T>
-void parallel_column_sums(index_t depth, const T* a, index_t m, T* c) {
-  constexpr index_t block = 64, group = 64;
-  parallel_for((m + block - 1) / block, [&](index_t task) {
-    const index_t first = task * block, count = std::min(block, m - first);
-    std::fill_n(c + first, count, T(0));
-    for (index_t k = 0; k < depth; k += group) {
-      T part[block] = {};
-      for (index_t i = k; i < std::min(depth, k + group); ++i)
-        for (index_t j = 0; j < count; ++j) part[j] += a[i * m + first + j];
-      for (index_t j = 0; j < count; ++j) c[first + j] += part[j];
-    }
-  });
-}
-
 }  // namespace recollect::detail

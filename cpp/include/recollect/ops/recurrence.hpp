@@ -16,7 +16,6 @@ namespace recollect::backtracking::detail {
 using recollect::detail::Buffer;
 using recollect::detail::Factor;
 using recollect::detail::PackedMatrix;
-using recollect::detail::parallel_column_sums;
 using recollect::detail::parallel_gradient_product;
 using recollect::detail::parallel_product;
 

@@ -188,14 +188,35 @@ class RecurrenceBackward {
       const PackedMatrix<T> weight_ih(p_.weight_ih, G * H, p_.D, false);
       parallel_product<T>(steps, d_input_.data(), G * H, weight_ih, nullptr, to_.x, p_.D);
     }
-    parallel_gradient_product<T>(steps, d_input_.data(), G * H, p_.x, p_.D, to_.weight_ih);
-    parallel_column_sums<T>(steps, d_input_.data(), G * H, to_.bias_ih);
-    const Buffer<T> before(steps * H);
-    for (index_t b = 0; b < p_.B; ++b)
-      for (index_t s = 0; s < p_.S; ++s) std::copy_n(p_.h_before(b, s), H, before.data() + (b * p_.S + s) * H);
-    parallel_gradient_product<T>(steps, d_recurrent(), G * H, before.data(), H, to_.weight_hh);
-    parallel_column_sums<T>(steps, d_recurrent(), G * H, to_.bias_hh);
+    if constexpr (Cell::splits) {
+      weight_gradients(d_input_.data(), true, false);
+      weight_gradients(d_recurrent_.data(), false, true);
+    } else {
+      weight_gradients(d_input_.data(), true, true);
+    }
     if (to_.w3) weights_of_score();
+  }
+
+  /// Those of W_ih and of W_hh from the gates of all steps, each with its bias, which is the weight of an input that is always 1.
+  void weight_gradients(const T* d_gates, bool of_input, bool of_h) const {
+    const index_t H = p_.H, D = of_input ? p_.D : 0, columns = D + (of_h ? H : 0) + 1;
+    const Buffer<T> seen(p_.B * p_.S * columns), made(G * H * columns);
+    parallel_for(p_.B, [&](index_t b) {
+      for (index_t s = 0; s < p_.S; ++s) {
+        T* const row = seen.data() + (b * p_.S + s) * columns;
+        std::copy_n(p_.x + (b * p_.S + s) * p_.D, D, row);
+        if (of_h) std::copy_n(p_.h_before(b, s), H, row + D);
+        row[columns - 1] = T(1);
+      }
+    });
+    parallel_gradient_product<T>(p_.B * p_.S, d_gates, G * H, seen.data(), columns, made.data());
+    for (index_t g = 0; g < G * H; ++g) {
+      const T* row = made.data() + g * columns;
+      std::copy_n(row, D, to_.weight_ih + g * D);
+      if (of_h) std::copy_n(row + D, H, to_.weight_hh + g * H);
+      if (of_input) to_.bias_ih[g] = row[columns - 1];
+      if (of_h) to_.bias_hh[g] = row[columns - 1];
+    }
   }
 
   void weights_of_score() const {
