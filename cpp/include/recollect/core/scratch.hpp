@@ -10,6 +10,8 @@
 #include <new>
 #include <vector>
 
+#include <sys/mman.h>
+
 #include "recollect/core/dtype.hpp"
 
 namespace recollect {
@@ -77,16 +79,25 @@ class Scratch {
 
 namespace detail {
 
-/// Memory for `count` objects, aligned for packets and not initialised.
+/// Memory for `count` objects, aligned for packets and not initialised. Where the system has large pages they are asked for, since touching
+/// fresh memory in small ones can cost as much as the arithmetic on it.
 template <class U>
 struct Buffer {
+  static constexpr std::size_t large_page = std::size_t{1} << 21;
   struct Free {
-    void operator()(U* p) const { ::operator delete[](p, std::align_val_t{Scratch::alignment}); }
+    std::size_t alignment;
+    void operator()(U* p) const { ::operator delete[](p, std::align_val_t{alignment}); }
   };
   std::unique_ptr<U[], Free> memory;
-  explicit Buffer(index_t count)
-      : memory(static_cast<U*>(
-            ::operator new[](static_cast<std::size_t>(std::max<index_t>(count, 1)) * sizeof(U), std::align_val_t{Scratch::alignment}))) {}
+  explicit Buffer(index_t count) : memory(nullptr, Free{Scratch::alignment}) {
+    const std::size_t bytes = static_cast<std::size_t>(std::max<index_t>(count, 1)) * sizeof(U);
+    const std::size_t alignment = bytes >= 2 * large_page ? large_page : Scratch::alignment;
+    auto* place = static_cast<U*>(::operator new[](bytes, std::align_val_t{alignment}));
+#ifdef MADV_HUGEPAGE
+    if (alignment == large_page) madvise(place, bytes / large_page * large_page, MADV_HUGEPAGE);  // a wish, so nothing is lost if refused
+#endif
+    memory = std::unique_ptr<U[], Free>(place, Free{alignment});
+  }
   U* data() const { return memory.get(); }
 };
 

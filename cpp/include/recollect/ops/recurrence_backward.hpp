@@ -38,9 +38,11 @@ class RecurrenceBackward {
     std::fill_n(d_carry_.data(), p.B * p.H, T(0));
     if (!p.reads()) return;
     if (scores_by_mlp()) parallel_product<T>(p.B * p.S, p.hhat, p.H, PackedMatrix<T>(p.w2, p.H, p.A, true), nullptr, queries_.data(), p.A);
-    std::fill_n(d_queries_.data(), p.B * p.S * p.A, T(0));
-    std::fill_n(d_states_.data(), p.B * p.C * p.H, T(0));
-    std::fill_n(d_keys_.data(), p.B * p.C * p.A, T(0));
+    parallel_for(p.B, [&](index_t b) {
+      std::fill_n(d_queries_.data() + b * p.S * p.A, p.S * p.A, T(0));
+      std::fill_n(d_states_.data() + b * p.C * p.H, p.C * p.H, T(0));
+      std::fill_n(d_keys_.data() + b * p.C * p.A, p.C * p.A, T(0));
+    });
     std::fill_n(d_w3_.data(), blocks() * w3_size(), T(0));
   }
 
