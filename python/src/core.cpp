@@ -8,7 +8,6 @@
 #include "recollect/core/parallel.hpp"
 #include "recollect/ops/packet.hpp"
 #include "recollect/spec/attention.hpp"
-#include "recollect/spec/backtracking.hpp"
 #include "recollect/spec/hopfield.hpp"
 #include "recollect/version.hpp"
 
@@ -55,7 +54,6 @@ nb::dict shapes() {
   };
   add("hopfield", recollect::hopfield::operand_shapes);
   add("attention", recollect::attention::operand_shapes);
-  add("backtracking", recollect::backtracking::read_shapes);
   return tables;
 }
 
