@@ -104,7 +104,7 @@ class SparseBacktrackingLSTM(Recurrent):
     ``initial_state(batch)`` and ``step(x, state)`` for streams; ``save(path)`` and ``load(path)``.
 
     Cost of a step and row: O(D H + H^2 + A H + N A) for N microstates, 2 k_top rows read; the tape is O(T (H + k_top)) numbers a row.
-    Results have the same bits for any number of threads, for any batch, and for a sequence given whole or in pieces.
+    All results have the same bits for any number of threads; outputs also for any batch, and for a sequence given whole or in pieces.
 
     Examples
     --------
