@@ -35,7 +35,8 @@ def vjp(op: Callable[..., Any], /, *args: Any, **kwargs: Any) -> tuple[Any, Call
     Parameters
     ----------
     op : function
-        `recollect.hopfield.energy`, `recollect.hopfield.retrieve` or `recollect.attention.attend`.
+        `recollect.hopfield.energy`, `recollect.hopfield.retrieve`, `recollect.attention.attend` or
+        `recollect.backtracking.sparse_read`, whose pullback takes the cotangent of `value`.
     *args, **kwargs
         Its arguments; arrays by position or by keyword.
 
