@@ -13,7 +13,6 @@
 
 namespace recollect::backtracking::detail {
 
-using recollect::detail::Buffer;
 using recollect::detail::Factor;
 using recollect::detail::PackedMatrix;
 using recollect::detail::parallel_gradient_product;

@@ -16,7 +16,6 @@ namespace recollect::backtracking {
 namespace detail {
 
 using recollect::detail::as_output;
-using recollect::detail::Buffer;
 using recollect::detail::check_given;
 using recollect::detail::check_output;
 
