@@ -10,7 +10,7 @@ namespace recollect::detail {
 
 /// How many runs the patterns are cut into for blocks that are too few to be tasks by themselves.
 inline index_t runs_for(index_t tasks, index_t patterns) {
-  constexpr index_t wanted = 64, least = 2048;
+  constexpr index_t wanted = 64, least = 16384;  // every run begins with candidates that later prove to be none
   return std::clamp<index_t>(patterns / least, 1, std::max<index_t>(wanted / std::max<index_t>(tasks, 1), 1));
 }
 
