@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from . import attention, backtracking, ops
+from . import attention, backtracking, layers, ops, separations
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,33 @@ OPS["attend_top_k"] = Op(
     flops=lambda H, n, N, d, k: 2 * H * n * (N + k) * d,
     elements=lambda H, n, N, d, k: H * (N + 2 * n + n * k) * d,
 )
+
+# Separations that give weight to few patterns: the scores, and what has weight is not counted.
+for _name in separations.SEPARATIONS:
+    OPS[_name] = Op(
+        needs=("hopfield.retrieve", "separations"),
+        inputs=ops.hopfield_inputs,
+        ours=separations.ours,
+        truth=separations.truth,
+        flops=lambda n, N, d: 2 * n * N * d,
+        elements=lambda n, N, d: (N + 2 * n) * d,
+        slack=4.0,
+    )
+
+# Multi-head attention with its four projections; training is forward and backward: each product has two more, and scores come again.
+for _name, _ours, _truth, _products, _scores in (
+    ("multi_head_attention", layers.ours, layers.truth, 1, 4),
+    ("multi_head_attention_training", layers.training_ours, layers.training_truth, 3, 14),
+):
+    OPS[_name] = Op(
+        needs=("layers.MultiHeadAttention",),
+        inputs=layers.inputs,
+        ours=_ours,
+        truth=_truth,
+        flops=lambda B, T, D, H, products=_products, scores=_scores: B * T * D * (8 * products * D + scores * T),
+        elements=lambda B, T, D, H: 2 * B * T * D + 4 * D * D,
+        slack=4.0,
+    )
 
 # One training step of a recurrent network: every product with a weight has two more in the gradient. tanh and reads are not counted.
 for _name in ("lstm", "backtracking"):
@@ -244,6 +271,17 @@ CASES = (
             of_limit=0.6,
         )
         for k in (10, 32)
+    ),
+    # Sparse separations may take twice the time of softmax.
+    *(
+        Case(op, shape, ("ours-softmax",), "fma", targets={"ours-softmax": 0.5})
+        for op in separations.SEPARATIONS
+        for shape in (dict(n=4096, N=4096, d=64), dict(n=1024, N=65536, d=64))
+    ),
+    # Layers
+    *(
+        Case(op, dict(B=2, T=1024, D=1024, H=16), ("torch-mha",), "fma")
+        for op in ("multi_head_attention", "multi_head_attention_training")
     ),
     # Recurrent networks, forward and backward
     Case(
