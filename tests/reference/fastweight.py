@@ -20,8 +20,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tests.reference import feature_maps as maps
-
 
 class State(NamedTuple):
     S: np.ndarray  # (..., F, V)
