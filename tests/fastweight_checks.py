@@ -162,31 +162,37 @@ def expected(op, o, kind=np.longdouble):
 
 
 def expected_gradients(op, o, d_out, d_state=None, kind=np.longdouble):
-    """By the names of the public signature, each in its operand's shape; states as the oracle has them."""
+    """By the names of the public signature, each in its operand's shape; states as the oracle has them. Beside them the
+    sizes of the terms that they are sums of, where these may cancel."""
     o, how, after, q, k, more = posed(op, o, kind)
     g = np.asarray(d_out, kind)
     if op == "linear_attention" and not o.get("causal", True):
-        found = ref.full_sum_gradients(q, k, o["value"], g, more["normalize"], more["scale"])
+        options = {"normalize": more["normalize"], "scale": more["scale"]}
+        found, held = (ref.full_sum_gradients(q, k, o["value"], g, **options, hold=hold) for hold in (False, True))
     else:
         if d_state is not None:
             d_state = ref.State(*(None if a is None else np.asarray(a, kind) for a in parts(d_state)))
-        found = RULES[op][1](q, k, o["value"], d_out=g, d_state=d_state, **more)
+        more |= {"d_out": g, "d_state": d_state}
+        found, held = (RULES[op][1](q, k, o["value"], **more, hold=hold) for hold in (False, True))
     made = {name: maps.pullback(o[name], found[name], how, after) for name in ("query", "key")}
-    made |= {"value": found["value"], "scale": found["scale"]}
-    if op == "delta_rule":
-        made["beta"] = found["beta"][..., 0]
-    if op == "fast_weight":
-        made |= {"erase": found["a"], "read": found["b"]}
+    size = {name: maps.pullback(o[name], np.abs(found[name]) + np.abs(held[name]), how, after, True) for name in made}
+    for name, own in (("value", "value"), ("scale", "scale"), ("beta", "beta"), ("erase", "a"), ("read", "b")):
+        if own in found:
+            made[name], size[name] = ((a[own][..., 0] if own == "beta" else a[own]) for a in (found, held))
     for name in ("decay", "log_decay"):
         if o.get(name) is not None:
-            each = found["decay"] * (more["decay"] if name == "log_decay" else 1)
-            made[name] = each if per_channel(o[name], k.shape[-2], k.shape[-1]) else each.sum(axis=-1)
+            factor = more["decay"] if name == "log_decay" else 1
+            pair = ((a["decay"] * factor) for a in (found, held))
+            if not per_channel(o[name], k.shape[-2], k.shape[-1]):
+                pair = (a.sum(axis=-1) for a in pair)
+            made[name], size[name] = pair
     made = {name: ref.sum_to(a, np.shape(o[name])) for name, a in made.items() if o.get(name) is not None}
+    sizes = {name: float(np.abs(size[name]).max(initial=0)) for name in made}
     if more["state"] is not None:
         shapes = [None if a is None else a.shape for a in more["state"]]
         pairs = zip(found["state"], shapes, strict=True)
         made["state"] = ref.State(*(None if s is None else ref.sum_to(a, s) for a, s in pairs))
-    return made
+    return made, sizes
 
 
 # -------------------------------------------------------------------------------------------------- how near is near
@@ -196,14 +202,14 @@ def judge(dtype):
     return acc.judge(dtype)
 
 
-def near(got, exact, tol, what="out"):
-    """Every entry within tol of the largest entry."""
+def near(got, exact, tol, what="out", size=0):
+    """Every entry within tol of the largest entry, or of `size`."""
     got, exact = np.asarray(got), np.asarray(exact)
     assert got.shape == exact.shape, f"{what}: shape {got.shape}, expected {exact.shape}"
     assert np.isfinite(got).all(), f"{what}: {np.sum(~np.isfinite(got))} of {got.size} entries are not finite"
-    size = np.abs(exact).max(initial=0)
+    size = max(size, np.abs(exact).max(initial=0), np.finfo(got.dtype).tiny)
     error = np.abs(got - exact).max(initial=0)
-    assert error <= tol * max(size, np.finfo(got.dtype).tiny), f"{what}: off by {error / size:.3g} of the largest entry"
+    assert error <= tol * size, f"{what}: off by {error / size:.3g} of the largest entry"
 
 
 def near_state(got, exact, tol):
@@ -249,7 +255,7 @@ def check_gradients(op, o, dtype, rng, with_state=False, factor=1):
             d_state = type(state)(*(a if a is None else draw(rng, dtype, *a.shape) for a in state))
     d_out = draw(rng, dtype, *out.shape)
     got = pullback((d_out, d_state) if with_state else d_out)
-    exact = expected_gradients(op, o, d_out, d_state, judge(dtype))
+    exact, sizes = expected_gradients(op, o, d_out, d_state, judge(dtype))
     assert list(got._fields) == fields(op, o)
     tol = factor * GRADIENT_TOL[np.dtype(dtype).name]
     for name in got._fields:
@@ -258,5 +264,5 @@ def check_gradients(op, o, dtype, rng, with_state=False, factor=1):
             near_state(g, exact["state"], tol)
         else:
             assert np.asarray(g).dtype == dtype, name
-            near(g, exact[name], tol, f"d_{name}")
+            near(g, exact[name], tol, f"d_{name}", sizes[name])
     return got

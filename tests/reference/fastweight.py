@@ -106,9 +106,13 @@ def sum_rule(q, k, v, normalize=False, decay=None, scale=1.0, state=None):
     return Result(stack(rows, batch, v.shape[-1], kind), State(S, z))
 
 
-def sum_rule_gradients(q, k, v, d_out, normalize=False, decay=None, scale=1.0, state=None, d_state=None):
+def sum_rule_gradients(q, k, v, d_out, normalize=False, decay=None, scale=1.0, state=None, d_state=None, hold=False):
     """n_t = z_t . q_t:  g' = g / n, dn = -(g . o) / n;  G_t = sum_{s >= t} D..D q_s g'_s^T,  r_t = sum dn_s q_s;
-    dk = G v + r,  dv = G^T k,  dD = rowsum(G * S_{t-1}) + r z_{t-1}"""
+    dk = G v + r,  dv = G^T k,  dD = rowsum(G * S_{t-1}) + r z_{t-1}
+
+    hold: denominators count as constants. What is left is the part that the rest may cancel with, so that it tells how
+    large the terms are which rounding errors come from.
+    """
     kind, D, scale, batch, S, z = setting(q, k, v, decay, scale, state)
     kept = [(S, z)]
     for t in range(k.shape[-2]):
@@ -122,7 +126,7 @@ def sum_rule_gradients(q, k, v, d_out, normalize=False, decay=None, scale=1.0, s
         S, z = kept[t + 1]
         got = read(S, qt)
         n = inverse(dot(z, qt))[..., None] if normalize else scale
-        dn = -dot(g, got * n)[..., None] * n if normalize else np.zeros((*batch, 1), kind)
+        dn = -dot(g, got * n)[..., None] * n if normalize and not hold else np.zeros((*batch, 1), kind)
         d_scale = d_scale + dot(g, got)
         made["query"].append((S * (n * g)[..., None, :]).sum(axis=-1) + dn * z)
         G, r = G + outer(qt, n * g), r + dn * qt
@@ -135,8 +139,8 @@ def sum_rule_gradients(q, k, v, d_out, normalize=False, decay=None, scale=1.0, s
 
 def finish(made, batch, kind, G, r, d_scale):
     """What a walk back has made, in the order of time."""
-    widths = {name: rows[0].shape[-1] if rows else 0 for name, rows in made.items()}
-    grads = {name: stack(rows[::-1], batch, widths[name], kind) for name, rows in made.items()}
+    widths = {"value": G.shape[-1], "beta": 1}
+    grads = {name: stack(rows[::-1], batch, widths.get(name, G.shape[-2]), kind) for name, rows in made.items()}
     return grads | {"state": State(G, r), "scale": d_scale}
 
 
@@ -148,11 +152,11 @@ def full_sum(q, k, v, normalize=False, scale=1.0):
     return np.asarray(scale, kind_of(q, k, v, scale))[..., None, None] * (q @ S)
 
 
-def full_sum_gradients(q, k, v, d_out, normalize=False, scale=1.0):
+def full_sum_gradients(q, k, v, d_out, normalize=False, scale=1.0, hold=False):
     S, z = np.swapaxes(k, -1, -2) @ v, k.sum(axis=-2)
     if normalize:
         n = inverse((q * z[..., None, :]).sum(axis=-1))[..., None]
-        dn = -dot(d_out, q @ S * n)[..., None] * n
+        dn = -dot(d_out, q @ S * n)[..., None] * n * (not hold)
     else:
         n, dn = np.asarray(scale, kind_of(q, k, v, scale))[..., None, None], np.zeros_like(d_out[..., :1])
     G, r = np.swapaxes(q, -1, -2) @ (n * d_out), (dn * q).sum(axis=-2)
@@ -194,7 +198,9 @@ def delta_rule(q, k, v, beta, attention=False, decay=None, scale=1.0, state=None
     return Result(stack(rows, batch, v.shape[-1], kind), State(S, z))
 
 
-def delta_rule_gradients(q, k, v, beta, d_out, attention=False, decay=None, scale=1.0, state=None, d_state=None):
+def delta_rule_gradients(
+    q, k, v, beta, d_out, attention=False, decay=None, scale=1.0, state=None, d_state=None, hold=False
+):
     """e = v - v-bar, S_t = S' + beta k e^T:  de = beta G^T k = dv,  dk = beta G e + S' dp + m' z',  dbeta = k . G e,
     p = S'^T k, m = z' . k, v-bar = p / m:  dp = -de / m, dm = (de . v-bar) / m;  dS' = G + k dp^T, dz' = r + dm k"""
     kind, D, scale, batch, S, z = setting(q, k, v, decay, scale, state, (beta, 1))
@@ -216,13 +222,13 @@ def delta_rule_gradients(q, k, v, beta, d_out, attention=False, decay=None, scal
         n = inverse(dot(z, qt))[..., None] if attention else one
         g, got = scale * n * d_out[..., t, :], read(S, qt)
         d_scale = d_scale + dot(d_out[..., t, :], got * n)
-        dn = -dot(g, got * n)[..., None] if attention else 0 * one
+        dn = -dot(g, got * n)[..., None] if attention and not hold else 0 * one
         made["query"].append((S * g[..., None, :]).sum(axis=-1) + dn * z)
         G, r = G + outer(qt, g), r + dn * qt
         e = v[..., t, :] - old
         Ge = (G * e[..., None, :]).sum(axis=-1)
         de = b * read(G, kt)
-        dp, dm = -de * m, (dot(de, old)[..., None] * m if attention else 0 * one)
+        dp, dm = -de * m, (dot(de, old)[..., None] * m if attention and not hold else 0 * one)
         made["key"].append(b * Ge + r + (Sp * dp[..., None, :]).sum(axis=-1) + dm * zp)
         made["value"].append(de)
         made["beta"].append(dot(Ge, kt)[..., None])
@@ -245,7 +251,7 @@ def fast_weight(q, k, v, a, b, decay=None, scale=1.0, state=None):
     return Result(stack(rows, batch, v.shape[-1], kind), State(S))
 
 
-def fast_weight_gradients(q, k, v, a, b, d_out, decay=None, scale=1.0, state=None, d_state=None):
+def fast_weight_gradients(q, k, v, a, b, d_out, decay=None, scale=1.0, state=None, d_state=None, hold=False):
     """dk = G v, dv = G^T k, da = G u, du = G^T a, db = S_{t-1} du, dD = rowsum(G * S_{t-1}); G <- D G + b du^T"""
     kind, D, scale, batch, S, z = setting(q, k, v, decay, scale, state, (a, 2), (b, 2))
     kept = [S]

@@ -71,12 +71,14 @@ def favor(x, R):
     return np.concatenate([np.exp(z - half), np.exp(-z - half)], axis=-1) / scale
 
 
-def favor_pullback(x, g, R):
+def favor_pullback(x, g, R, absolute=False):
     """d_x' = sum_j g+_j phi+_j (r_j - x') + g-_j phi-_j (-r_j - x')"""
     temper = np.asarray(x.shape[-1], x.dtype) ** x.dtype.type(-0.25)
     plus, minus = np.split(g * favor(x, R), 2, axis=-1)
-    both = (plus + minus).sum(axis=-1, keepdims=True)
-    return temper * ((plus - minus) @ np.asarray(R, x.dtype) - both * (temper * x))
+    both, R = (plus + minus).sum(axis=-1, keepdims=True), np.asarray(R, x.dtype)
+    if absolute:
+        return temper * ((plus + minus) @ np.abs(R) + both * np.abs(temper * x))
+    return temper * ((plus - minus) @ R - both * (temper * x))
 
 
 def split(feature_map):
@@ -110,34 +112,38 @@ def normalized(phi, normalize):
     return phi
 
 
-def normalized_pullback(phi, g, normalize):
+def normalized_pullback(phi, g, normalize, sign=-1):
     """sum: (g - g . phi') / sum;  l2: (g - (g . phi') phi') / |phi|"""
     if normalize == "l2":
         unit, inverse = directions(phi)
-        return (g - (g * unit).sum(axis=-1, keepdims=True) * unit) * inverse
+        unit = unit if sign < 0 else np.abs(unit)
+        return (g + sign * (g * unit).sum(axis=-1, keepdims=True) * unit) * inverse
     if normalize == "sum":
         total = phi.sum(axis=-1, keepdims=True)
         mean = (g * normalized(phi, "sum")).sum(axis=-1, keepdims=True)
-        return np.where(total == 0, 0, (g - mean) / np.where(total == 0, 1, total))
+        return np.where(total == 0, 0, (g + sign * mean) / np.where(total == 0, 1, total))
     return g
 
 
-def pullback(x, d_phi, feature_map, normalize="none"):
-    """The gradient of sum(d_phi * value(x))."""
+def pullback(x, d_phi, feature_map, normalize="none", absolute=False):
+    """The gradient of sum(d_phi * value(x)). absolute: differences become sums of magnitudes, for d_phi >= 0: what rounding
+    errors scale with."""
     name, more = split(feature_map)
-    g = normalized_pullback(value(x, feature_map), d_phi, normalize)
+    sign = 1 if absolute else -1
+    g = normalized_pullback(value(x, feature_map), d_phi, normalize, sign)
     if name == "softmax":
         p = softmax(x)
-        return p * (g - (g * p).sum(axis=-1, keepdims=True))
-    return {
+        return p * (g + sign * (g * p).sum(axis=-1, keepdims=True))
+    made = {
         "identity": lambda: g,
         "relu": lambda: np.where(x > 0, g, 0),
         "squared_relu": lambda: 2 * positive(x) * g,
         "elu1": lambda: g * np.where(x > 0, 1, np.exp(np.minimum(x, 0))),
-        "l2": lambda: normalized_pullback(x, g, "l2"),
+        "l2": lambda: normalized_pullback(x, g, "l2", sign),
         "dpfp": lambda: dpfp_pullback(x, g, *more),
-        "favor": lambda: favor_pullback(x, g, *more),
+        "favor": lambda: favor_pullback(x, g, *more, absolute),
     }[name]()
+    return np.abs(made) if absolute else made
 
 
 def width(feature_map, K):
