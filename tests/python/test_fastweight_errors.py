@@ -105,7 +105,7 @@ def cases():
                 yield pytest.param(op, argument, came, changes, id=f"{op}-{argument}-{came}")
 
 
-@pytest.mark.parametrize(("op", "argument", "came", "changes"), cases())
+@pytest.mark.parametrize(("op", "argument", "came", "changes"), list(cases()))
 def test_shapes(op, argument, came, changes):
     options = {"normalize": False} if op == LINEAR else {}
     refused(op, ValueError, argument, came, **changes, **options)
