@@ -311,3 +311,24 @@ def test_inputs_are_left_alone(rng, dtype, same_bits):
             same_bits(o[name], a)
         for a, b in zip([a for a in fw.parts(state) if a is not None], before, strict=True):
             same_bits(a, b)
+
+
+# ----------------------------------------------------------------------------------------------------------- stability
+
+
+@pytest.mark.parametrize("name", [None, "elu1", "dpfp 1"])
+def test_the_diagnostic_of_unstable_writes(rng, dtype, name):
+    """The largest beta |phi(k)|^2, above 2 of which a write grows what it meets, and where it is."""
+    how = None if name is None else fw.feature_maps(6)[name]
+    key, beta = fw.draw(rng, dtype, 2, 3, 40, 6), rng.uniform(0, 2, (2, 3, 40)).astype(dtype)
+    size = beta.astype(float) * (maps.value(key.astype(float), how) ** 2).sum(axis=-1)
+    largest, where = rc.fastweight.stability(key, beta, feature_map=fw.public(how))
+    assert largest == pytest.approx(size.max(), rel=fw.TOL[np.dtype(dtype).name])
+    assert tuple(where) == np.unravel_index(size.argmax(), size.shape)
+
+
+def test_normalised_features_are_stable(rng, dtype):
+    key, beta = fw.draw(rng, dtype, 40, 6), np.full(40, 2, dtype)
+    for normalize in ("l2", "sum"):
+        largest, _ = rc.fastweight.stability(key, beta, feature_map="elu1", normalize=normalize)
+        assert largest <= 2 * (1 + fw.TOL[np.dtype(dtype).name])
