@@ -8,6 +8,7 @@
 #include "recollect/core/parallel.hpp"
 #include "recollect/ops/packet.hpp"
 #include "recollect/spec/attention.hpp"
+#include "recollect/spec/fast_weight.hpp"
 #include "recollect/spec/hopfield.hpp"
 #include "recollect/version.hpp"
 
@@ -15,6 +16,7 @@ namespace nb = nanobind;
 
 namespace recollect::python {
 void bind_attention(nb::module_& m);
+void bind_fast_weight(nb::module_& m);
 void bind_hopfield(nb::module_& m);
 }  // namespace recollect::python
 
@@ -53,6 +55,7 @@ nb::dict shapes() {
   };
   add("hopfield", recollect::hopfield::operand_shapes);
   add("attention", recollect::attention::operand_shapes);
+  add("fastweight", recollect::fast_weight::operand_shapes);
   return tables;
 }
 
@@ -72,4 +75,5 @@ NB_MODULE(RECOLLECT_MODULE, m) {
   m.def("set_num_threads", &recollect::set_num_threads, nb::arg("n"));
   recollect::python::bind_hopfield(m);
   recollect::python::bind_attention(m);
+  recollect::python::bind_fast_weight(m);
 }

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Fast weight ops as the core takes them: operands of any kind to arrays, one call forwards, one call backwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _array, _feature_map
+from ._core import core
+
+Array = NDArray[Any]
+
+DEFAULT_CHUNK = 64
+NAMES = ("query", "key", "value", "beta", "a", "b", "decay", "channel_decay", "scale", "state")
+
+
+class FastWeights(NamedTuple):
+    """What a fast weight op returns with ``return_state=True``."""
+
+    out: NDArray[Any]
+    state: NDArray[Any]
+
+
+class Rule(NamedTuple):
+    """What is written, and what is divided by: see spec/fast_weight.hpp."""
+
+    op: str
+    rule: str  # "sum", "delta" or "general"
+    normalise: str = "none"  # "outputs" or "outputs_and_removals"
+
+    @property
+    def normalised(self) -> bool:
+        return self.normalise != "none"
+
+
+class Problem(NamedTuple):
+    """Everything but outputs, ready for the core."""
+
+    rule: Rule
+    arrays: dict[str, Array]  # by the names of NAMES, those that were given
+    feature_map: tuple[str, str, int, Any]
+    log_decay: bool
+    chunk: int
+    dtype: np.dtype[Any]
+    leading: tuple[int, ...]
+    sizes: tuple[int, int, int]  # T, K, V
+
+    def operands(self) -> list[Array | None]:
+        return [self.arrays.get(name) for name in NAMES]
+
+    def options(self) -> tuple[str, str, str, bool, int]:
+        return (self.rule.op, self.rule.rule, self.rule.normalise, self.log_decay, self.chunk)
+
+    def out_shape(self) -> tuple[int, ...]:
+        return (*self.leading, self.sizes[0], self.sizes[2])
+
+    def state_shape(self) -> tuple[int, ...]:
+        return (*self.leading, self.sizes[1], self.sizes[2] + self.rule.normalised)
+
+    def tape_shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        chunks = -(-self.sizes[0] // self.chunk)
+        return self.out_shape(), (*self.leading, chunks, *self.state_shape()[len(self.leading) :])
+
+
+def problem(
+    rule: Rule,
+    given: dict[str, Any],
+    *,
+    feature_map: Any = None,
+    decay: Any = None,
+    log_decay: Any = None,
+    scale: Any = None,
+    chunk: Any = None,
+    row_norm: str | None = None,
+) -> Problem:
+    """Types and the sizes of outputs; shapes are checked by the core. `given` holds query, key, value, beta, a, b and state."""
+    op = rule.op
+    phi = _feature_map.as_map(op, feature_map)
+    if row_norm is not None:
+        phi = _feature_map.FeatureMap(phi.name, row_norm, phi.nu, phi.matrix)
+    if decay is not None and log_decay is not None:
+        raise ValueError(f"{op}: decay and log_decay are both given; expected one of them")
+    arrays = {name: _array.floating(op, name, value) for name, value in given.items() if value is not None}
+    name = "decay" if log_decay is None else "log_decay"
+    fading = None if decay is None and log_decay is None else _array.floating(op, name, log_decay if decay is None else decay)
+    dtype = _array.arithmetic(*arrays.values(), fading)
+    arrays = {name: _array.typed(array, dtype) for name, array in arrays.items()}
+    rows = arrays["query"] if "query" in arrays else arrays["key"]
+    T, d = rows.shape[-2:] if rows.ndim >= 2 else (0, 0)
+    K = _feature_map.width(op, phi, d)
+    if fading is not None:
+        arrays[_kind(op, name, fading, rows, T, K)] = _array.typed(fading, dtype)
+    arrays["scale"] = _array.scalars(op, "scale", 1.0 if scale is None else scale)
+    if "value" in arrays:
+        V = arrays["value"].shape[-1] if arrays["value"].ndim else 0
+    else:
+        V = (arrays["state"].shape[-1] if arrays["state"].ndim else 0) - rule.normalised
+    own = {"beta": 1, "decay": 1, "scale": 0}
+    leading = _array.leading_axes(op, *((name, arrays.get(name), own.get(name, 2)) for name in NAMES))
+    size = DEFAULT_CHUNK if chunk is None else _array.whole(op, "chunk", chunk, 1, expected="1 or more", kind="a whole number or None")
+    return Problem(rule, arrays, phi.choice(), log_decay is not None, size, dtype, leading, (T, K, max(V, 0)))
+
+
+def _kind(op: str, name: str, decay: Array, rows: Array, T: int, K: int) -> str:
+    """Whether a decay is a number a token or one for each channel."""
+    by_channel = decay.ndim >= 2 and decay.shape[-2:] == (T, K)
+    by_token = decay.ndim >= 1 and decay.shape[-1] == T
+    if not by_channel and not by_token:
+        raise ValueError(f"{op}: {name} has shape {decay.shape}; expected (..., T={T}) or (..., T={T}, K={K})")
+    return "channel_decay" if by_channel and (not by_token or decay.ndim >= rows.ndim) else "decay"
+
+
+def run(p: Problem, out: Array | None, out_state: Array | None, **tape: Array) -> None:
+    core.fast_weight(*p.operands(), p.feature_map, p.options(), out=out, out_state=out_state, **tape)
+
+
+def apply(p: Problem, out: Any, return_state: bool) -> Any:
+    """The public result: out, or out and the state."""
+    result = _array.output(p.rule.op, out, p.out_shape(), p.dtype, *p.arrays.values())
+    state = np.empty(p.state_shape(), p.dtype) if return_state else None
+    run(p, result, state)
+    return result if state is None else FastWeights(result, state)
+
+
+class Tape:
+    """A forward pass that keeps what its gradient needs."""
+
+    def __init__(self, p: Problem, out: bool = True, state: bool = True) -> None:
+        self.problem = p
+        written, checkpoints = p.tape_shapes()
+        self.out = np.empty(p.out_shape(), p.dtype) if out else None
+        self.state = np.empty(p.state_shape(), p.dtype) if state else None
+        self.kept: dict[str, Array] = {"checkpoints": np.empty(checkpoints, p.dtype)}
+        if p.rule.rule != "sum" and "key" in p.arrays:
+            self.kept["written"] = np.empty(written, p.dtype)
+        run(p, self.out, self.state, **self.kept)
+
+    def back(self, d_out: Array | None, d_state: Array | None) -> dict[str, Array]:
+        """Gradients by the names of NAMES."""
+        p = self.problem
+        room = {name: np.empty(array.shape, array.dtype) for name, array in p.arrays.items()}
+        core.fast_weight_backward(
+            *p.operands(), p.feature_map, p.options(), self.kept.get("written"), self.kept["checkpoints"],
+            d_out, d_state, **{f"d_{name}": gradient for name, gradient in room.items()},
+        )  # fmt: skip
+        room["scale"] = room["scale"].astype(p.dtype, copy=False)
+        if "channel_decay" in room:
+            room["decay"] = room.pop("channel_decay")
+        if p.log_decay:
+            room["log_decay"] = room.pop("decay")
+        return room
+
+
+def cotangents(op: str, given: Any, p: Problem, with_state: bool) -> tuple[Array, Array | None]:
+    """d_out, or (d_out, d_state) where the state was returned too."""
+    if not with_state:
+        return _array.cotangent(op, given, p.out_shape(), p.dtype), None
+    if not isinstance(given, tuple) or len(given) != 2:
+        raise TypeError(f"{op}: d_out is a {type(given).__name__}; expected a tuple (d_out, d_state), as the state is returned too")
+    d_state = _array.typed(_array.floating(op, "d_state", given[1]), p.dtype)
+    if d_state.shape != p.state_shape():
+        raise ValueError(f"{op}: d_state has shape {d_state.shape}; expected {p.state_shape()}")
+    return _array.cotangent(op, given[0], p.out_shape(), p.dtype), d_state
+
+
+Pullback = Callable[[Any], dict[str, Array]]
+
+
+def pull(p: Problem, return_state: bool) -> tuple[Any, Pullback]:
+    """Value and pullback, the latter to gradients by name."""
+    tape = Tape(p, True, return_state)
+
+    def pullback(d: Any) -> dict[str, Array]:
+        return tape.back(*cotangents(p.rule.op, d, p, return_state))
+
+    assert tape.out is not None
+    out = tape.out if tape.state is None else FastWeights(tape.out, tape.state)
+    return out, pullback
