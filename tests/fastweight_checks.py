@@ -19,7 +19,7 @@ SAME = {"float32": 2e-5, "float64": 1e-10}
 
 CHUNKS = [1, 7, 16, 64]
 OPS = ("linear_attention", "delta_rule", "fast_weight")
-ARRAYS = ("query", "key", "value", "beta", "erase", "read", "decay", "log_decay", "scale")
+ARRAYS = ("query", "key", "value", "beta", "a", "b", "decay", "log_decay", "scale")
 
 
 def draw(rng, dtype, *shape):
@@ -76,7 +76,7 @@ def general(rng, dtype, T=20, K=6, V=5, batch=(), **more):
         "value": draw(rng, dtype, *batch, T, V),
     }
     a, b = (unit(draw(rng, dtype, *batch, T, K)) for _ in range(2))
-    return o | {"erase": (dtype(0.5) * a).astype(dtype), "read": b, "decay": decays(rng, dtype, *batch, T, K)} | more
+    return o | {"a": (dtype(0.5) * a).astype(dtype), "b": b, "decay": decays(rng, dtype, *batch, T, K)} | more
 
 
 def problem(op, rng, dtype, T=20, K=6, V=5, batch=(), **more):
@@ -107,14 +107,9 @@ def vjp(op, o, **more):
     return rc.vjp(getattr(rc.fastweight, op), **arguments(o | more))
 
 
-def parts(state):
-    """A state of the library as the oracle has it."""
-    if state is None or isinstance(state, ref.State):
-        return state
-    if isinstance(state, np.ndarray):
-        return ref.State(state)
-    S, z = state[:2]
-    return ref.State(np.asarray(S), None if z is None else np.asarray(z))
+def parts(state, V):
+    """A state of the library as the oracle has it: z is the column after the values, where there is one."""
+    return ref.State(state[..., :V], state[..., V] if state.shape[-1] > V else None)
 
 
 # -------------------------------------------------------------------------------------------------- the oracle's side
@@ -134,16 +129,14 @@ def posed(op, o, kind):
     D = np.exp(o["log_decay"]) if o.get("log_decay") is not None else o.get("decay")
     if D is not None and not per_channel(D, k.shape[-2], k.shape[-1]):
         D = D[..., None]
-    state = parts(o.get("state"))
-    if state is not None:
-        state = ref.State(*(None if a is None else np.asarray(a, kind) for a in state))
+    state = None if o.get("state") is None else parts(np.asarray(o["state"], kind), o["value"].shape[-1])
     more = {"decay": D, "scale": o.get("scale", kind(1)), "state": state}
     if op == "linear_attention":
         more["normalize"] = o.get("normalize", True)
     elif op == "delta_rule":
         more |= {"beta": o["beta"], "attention": normalize == "attention"}
     else:
-        more |= {"a": o["erase"], "b": o["read"]}
+        more |= {"a": k if o["a"] is None else o["a"], "b": o["b"]}
     return o, how, after, q, k, more
 
 
@@ -171,12 +164,14 @@ def expected_gradients(op, o, d_out, d_state=None, kind=np.longdouble):
         found, held = (ref.full_sum_gradients(q, k, o["value"], g, **options, hold=hold) for hold in (False, True))
     else:
         if d_state is not None:
-            d_state = ref.State(*(None if a is None else np.asarray(a, kind) for a in parts(d_state)))
+            d_state = parts(np.asarray(d_state, kind), o["value"].shape[-1])
         more |= {"d_out": g, "d_state": d_state}
         found, held = (RULES[op][1](q, k, o["value"], **more, hold=hold) for hold in (False, True))
+    if op == "fast_weight" and o["a"] is None:
+        found["key"], held["key"] = (each["key"] + each["a"] for each in (found, held))
     made = {name: maps.pullback(o[name], found[name], how, after) for name in ("query", "key")}
     size = {name: maps.pullback(o[name], np.abs(found[name]) + np.abs(held[name]), how, after, True) for name in made}
-    for name, own in (("value", "value"), ("scale", "scale"), ("beta", "beta"), ("erase", "a"), ("read", "b")):
+    for name, own in (("value", "value"), ("scale", "scale"), ("beta", "beta"), ("a", "a"), ("b", "b")):
         if own in found:
             made[name], size[name] = ((a[own][..., 0] if own == "beta" else a[own]) for a in (found, held))
     for name in ("decay", "log_decay"):
@@ -213,7 +208,8 @@ def near(got, exact, tol, what="out", size=0):
 
 
 def near_state(got, exact, tol):
-    got = parts(got)
+    """A state of the library against that of the oracle."""
+    got = parts(got, exact.S.shape[-1])
     near(got.S, exact.S, tol, "state S")
     if got.z is not None:
         near(got.z, exact.z, tol, "state z")
@@ -227,6 +223,7 @@ def check(op, o, dtype, factor=1):
         out = call(op, o)
     else:
         out, state = call(op, o, return_state=True)
+        assert isinstance(state, np.ndarray) and state.dtype == dtype
         near_state(state, exact.state, tol)
     assert isinstance(out, np.ndarray) and out.dtype == dtype
     near(out, exact.out, tol)
@@ -238,7 +235,7 @@ def fields(op, o):
     order = {
         "linear_attention": ("query", "key", "value", "decay", "log_decay", "scale", "state"),
         "delta_rule": ("query", "key", "value", "beta", "decay", "log_decay", "scale", "state"),
-        "fast_weight": ("query", "key", "value", "erase", "read", "decay", "log_decay", "scale", "state"),
+        "fast_weight": ("query", "key", "value", "a", "b", "decay", "log_decay", "scale", "state"),
     }[op]
     return [name for name in order if o.get(name) is not None]
 
@@ -249,10 +246,7 @@ def check_gradients(op, o, dtype, rng, with_state=False, factor=1):
     d_state = None
     if with_state:
         out, state = out
-        if isinstance(state, np.ndarray):
-            d_state = draw(rng, dtype, *state.shape)
-        else:
-            d_state = type(state)(*(a if a is None else draw(rng, dtype, *a.shape) for a in state))
+        d_state = draw(rng, dtype, *state.shape)
     d_out = draw(rng, dtype, *out.shape)
     got = pullback((d_out, d_state) if with_state else d_out)
     exact, sizes = expected_gradients(op, o, d_out, d_state, judge(dtype))

@@ -13,7 +13,7 @@ from tests import fastweight_checks as fw
 
 LINEAR, DELTA, FAST = fw.OPS
 OF = {
-    LINEAR: ["query", "key", "value"], DELTA: ["query", "key", "value", "beta"], FAST: ["query", "key", "value", "erase", "read"],
+    LINEAR: ["query", "key", "value"], DELTA: ["query", "key", "value", "beta"], FAST: ["query", "key", "value", "a", "b"],
 }  # fmt: skip
 
 
@@ -23,7 +23,7 @@ def shape(*sizes):
 
 def good(op):
     """T = 5, K = 3, V = 2"""
-    sizes = {"query": (5, 3), "key": (5, 3), "value": (5, 2), "beta": (5,), "erase": (5, 3), "read": (5, 3)}
+    sizes = {"query": (5, 3), "key": (5, 3), "value": (5, 2), "beta": (5,), "a": (5, 3), "b": (5, 3)}
     return {name: shape(*sizes[name]) for name in OF[op]}
 
 
@@ -42,7 +42,8 @@ def refused(op, kind, argument, came, **changes):
         text = str(error.value)
         assert "\n" not in text.strip() and 20 < len(text) < 400, text
         assert re.search(rf"fastweight\.{op}\b", text), text
-        assert re.search(rf"\b{argument}\b", text), text
+        # a and b are words of any sentence: they stand at its head
+        assert re.search(rf"\b{argument}\b" if len(argument) > 1 else rf": {argument} ", text), text
         assert re.search(came, text), text
         assert "nan" in came or not re.search(r"\bnan\b", text), text
 
@@ -70,10 +71,10 @@ SHAPES = [  # argument that is named, the shape that came, changes; for every op
     ("beta", r"\(4,\).*T=5", {"beta": shape(4)}),
     ("beta", r"\(5, 1\)", {"beta": shape(5, 1)}),
     ("beta", r"\(\)", {"beta": 1.0}),
-    ("erase", r"\(5, 2\).*K=3", {"erase": shape(5, 2)}),
-    ("erase", r"\(5,\)", {"erase": shape(5)}),
-    ("read", r"\(4, 3\).*T=5", {"read": shape(4, 3)}),
-    ("read", r"\(5, 4\).*K=3", {"read": shape(5, 4)}),
+    ("a", r"\(5, 2\).*K=3", {"a": shape(5, 2)}),
+    ("a", r"\(5,\)", {"a": shape(5)}),
+    ("b", r"\(4, 3\).*T=5", {"b": shape(4, 3)}),
+    ("b", r"\(5, 4\).*K=3", {"b": shape(5, 4)}),
     # decays
     ("decay", r"\(4,\)", {"decay": shape(4)}),
     ("decay", r"\(\)", {"decay": 0.5}),
@@ -86,7 +87,7 @@ SHAPES = [  # argument that is named, the shape that came, changes; for every op
     ("key", r"\(2, 5, 3\)", {"query": shape(4, 5, 3), "key": shape(2, 5, 3)}),
     ("value", r"\(3, 5, 2\)", {"query": shape(2, 5, 3), "value": shape(3, 5, 2)}),
     ("beta", r"\(3, 5\)", {"query": shape(2, 5, 3), "beta": shape(3, 5)}),
-    ("read", r"\(3, 5, 3\)", {"query": shape(2, 5, 3), "read": shape(3, 5, 3)}),
+    ("b", r"\(3, 5, 3\)", {"query": shape(2, 5, 3), "b": shape(3, 5, 3)}),
     ("decay", r"\(3, 5\)", {"query": shape(2, 5, 3), "decay": shape(3, 5)}),
     ("scale", r"\(3,\)", {"query": shape(2, 5, 3), "scale": shape(3)}),
     ("state", r"\(3, 3, 2\)", {"query": shape(2, 5, 3), "state": shape(3, 3, 2)}),
@@ -164,8 +165,7 @@ def test_one_decay_at_most(op):
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("op", fw.OPS)
 def test_scale_is_finite(op, bad):
-    options = {"normalize": False} if op == LINEAR else {}
-    refused(op, ValueError, "scale", str(bad), scale=bad, **options)
+    refused(op, ValueError, "scale", str(bad), scale=bad)
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ def test_states_of_another_map():
     refused(LINEAR, (TypeError, ValueError), "state", r"\(6, 2\)|6", state=wide)
 
 
-@pytest.mark.parametrize("state", ["x", {"S": 1}, [None], shape(3, 2) * 1j, (shape(3, 2),), 1.0], ids=repr)
+@pytest.mark.parametrize("state", ["x", {"S": 1}, [None], shape(3, 2) * 1j, 1.0], ids=repr)
 @pytest.mark.parametrize("op", fw.OPS)
 def test_what_is_no_state(op, state):
     refused(op, (TypeError, ValueError), "state", "", state=state)
@@ -253,8 +253,9 @@ def test_scale_is_a_number(op, number):
 
 @pytest.mark.parametrize(("op", "argument"), [(op, name) for op in fw.OPS for name in OF[op]])
 def test_none_is_no_array_and_lists_are_not_ragged(op, argument):
-    with pytest.raises(TypeError, match=argument):
-        call(op, **{argument: None})
+    if argument != "a":  # None is where the value is written
+        with pytest.raises(TypeError, match=argument):
+            call(op, **{argument: None})
     with pytest.raises((ValueError, TypeError), match=rf"fastweight\.{op}.*\b{argument}\b"):
         call(op, **{argument: [[1.0, 2.0], [3.0]]})
 

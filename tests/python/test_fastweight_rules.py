@@ -57,7 +57,7 @@ def core(name, o):
 
 def general(name, o):
     key, value, a, b, decay = core(name, o)
-    return {"query": o["query"], "key": key, "value": value, "erase": a, "read": b, "decay": decay}
+    return {"query": o["query"], "key": key, "value": value, "a": a, "b": b, "decay": decay}
 
 
 def wide(o, kind=np.longdouble):
@@ -141,4 +141,4 @@ def test_recursive_least_squares_holds_the_ridge_solution(rng, ridge):
     for t in (1, 3, 20, T):
         part = [a[:t] for a in (o["query"], g, o["value"], -g, o["key"])]
         _, state = rc.fastweight.fast_weight(*part, return_state=True)
-        fw.near(fw.parts(state).S, rules.least_squares(o["key"], o["value"], ridge, t=t), 1e-9)
+        fw.near(state, rules.least_squares(o["key"], o["value"], ridge, t=t), 1e-9)

@@ -102,7 +102,7 @@ def sum_rule(q, k, v, normalize=False, decay=None, scale=1.0, state=None):
         d, kt, qt = D[..., t, :], k[..., t, :], q[..., t, :]
         S = d[..., None] * S + outer(kt, v[..., t, :])
         z = d * z + kt
-        rows.append(read(S, qt) * inverse(dot(z, qt))[..., None] if normalize else scale * read(S, qt))
+        rows.append(scale * read(S, qt) * (inverse(dot(z, qt))[..., None] if normalize else 1))
     return Result(stack(rows, batch, v.shape[-1], kind), State(S, z))
 
 
@@ -122,12 +122,12 @@ def sum_rule_gradients(q, k, v, d_out, normalize=False, decay=None, scale=1.0, s
     made = {name: [] for name in ("query", "key", "value", "decay")}
     d_scale = np.zeros(batch, kind)
     for t in reversed(range(k.shape[-2])):
-        d, kt, vt, qt, g = D[..., t, :], k[..., t, :], v[..., t, :], q[..., t, :], d_out[..., t, :]
+        d, kt, vt, qt = D[..., t, :], k[..., t, :], v[..., t, :], q[..., t, :]
         S, z = kept[t + 1]
-        got = read(S, qt)
-        n = inverse(dot(z, qt))[..., None] if normalize else scale
-        dn = -dot(g, got * n)[..., None] * n if normalize and not hold else np.zeros((*batch, 1), kind)
-        d_scale = d_scale + dot(g, got)
+        n = inverse(dot(z, qt))[..., None] if normalize else np.ones((*batch, 1), kind)
+        got, g = read(S, qt) * n, scale * d_out[..., t, :]
+        dn = -dot(g, got)[..., None] * n if normalize and not hold else np.zeros((*batch, 1), kind)
+        d_scale = d_scale + dot(d_out[..., t, :], got)
         made["query"].append((S * (n * g)[..., None, :]).sum(axis=-1) + dn * z)
         G, r = G + outer(qt, n * g), r + dn * qt
         made["key"].append((G * vt[..., None, :]).sum(axis=-1) + r)
@@ -147,24 +147,23 @@ def finish(made, batch, kind, G, r, d_scale):
 def full_sum(q, k, v, normalize=False, scale=1.0):
     """Not causal: every query reads the sum over all keys."""
     S, z = np.swapaxes(k, -1, -2) @ v, k.sum(axis=-2)
-    if normalize:
-        return q @ S * inverse((q * z[..., None, :]).sum(axis=-1))[..., None]
-    return np.asarray(scale, kind_of(q, k, v, scale))[..., None, None] * (q @ S)
+    scale = np.asarray(scale, kind_of(q, k, v, scale))[..., None, None]
+    n = inverse((q * z[..., None, :]).sum(axis=-1))[..., None] if normalize else 1
+    return scale * (q @ S) * n
 
 
 def full_sum_gradients(q, k, v, d_out, normalize=False, scale=1.0, hold=False):
     S, z = np.swapaxes(k, -1, -2) @ v, k.sum(axis=-2)
-    if normalize:
-        n = inverse((q * z[..., None, :]).sum(axis=-1))[..., None]
-        dn = -dot(d_out, q @ S * n)[..., None] * n * (not hold)
-    else:
-        n, dn = np.asarray(scale, kind_of(q, k, v, scale))[..., None, None], np.zeros_like(d_out[..., :1])
-    G, r = np.swapaxes(q, -1, -2) @ (n * d_out), (dn * q).sum(axis=-2)
+    scale = np.asarray(scale, kind_of(q, k, v, scale))[..., None, None]
+    n = inverse((q * z[..., None, :]).sum(axis=-1))[..., None] if normalize else np.ones_like(d_out[..., :1])
+    g, got = scale * d_out, q @ S * n
+    dn = -dot(g, got)[..., None] * n * (normalize and not hold)
+    G, r = np.swapaxes(q, -1, -2) @ (n * g), (dn * q).sum(axis=-2)
     return {
-        "query": (n * d_out) @ np.swapaxes(S, -1, -2) + dn * z[..., None, :],
+        "query": (n * g) @ np.swapaxes(S, -1, -2) + dn * z[..., None, :],
         "key": v @ np.swapaxes(G, -1, -2) + r[..., None, :],
         "value": k @ G,
-        "scale": (d_out * (q @ S)).sum(axis=(-1, -2)),
+        "scale": (d_out * got).sum(axis=(-1, -2)),
     }
 
 
@@ -177,9 +176,8 @@ def quadratic(q, k, v, normalize=False, decay=None, scale=1.0, state=None):
     w = (q[..., :, None, :] * past * k[..., None, :, :]).sum(axis=-1)
     first = np.exp(G) * q
     out = w @ v + first @ S
-    if normalize:
-        return out * inverse(w.sum(axis=-1) + dot(first, z[..., None, :]))[..., None]
-    return scale[..., None] * out
+    n = inverse(w.sum(axis=-1) + dot(first, z[..., None, :]))[..., None] if normalize else 1
+    return scale[..., None] * out * n
 
 
 # -------------------------------------------------------------------------------------------------- the delta rule
