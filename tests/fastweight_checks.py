@@ -183,6 +183,13 @@ def expected_gradients(op, o, d_out, d_state=None, kind=np.longdouble):
             made[name], size[name] = pair
     made = {name: ref.sum_to(a, np.shape(o[name])) for name, a in made.items() if o.get(name) is not None}
     sizes = {name: float(np.abs(size[name]).max(initial=0)) for name in made}
+    # A gate may scale what S_t holds (q dq) less what it has just been given (k dk) instead of all that S_{t-1} held.
+    moved = [
+        float(np.abs(x * each[name]).max(initial=0)) for each in (found, held) for name, x in (("query", q), ("key", k))
+    ]
+    sizes |= {name: max(sizes[name], *moved) for name in ("decay", "log_decay") if name in sizes}
+    if "scale" in sizes:
+        sizes["scale"] = float(np.abs(g * expected(op, o | {"scale": kind(1)}, kind).out).sum())
     if more["state"] is not None:
         shapes = [None if a is None else a.shape for a in more["state"]]
         pairs = zip(found["state"], shapes, strict=True)

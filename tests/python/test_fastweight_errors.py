@@ -62,8 +62,8 @@ SHAPES = [  # argument that is named, the shape that came, changes; for every op
     ("query", r"\(3,\)", {"query": shape(3)}),
     ("query", r"\(\)", {"query": 1.0}),
     ("key", r"\(3,\)", {"key": shape(3)}),
-    ("key", r"\(5, 4\).*K=3", {"key": shape(5, 4)}),
-    ("key", r"\(3, 5\).*K=3", {"key": shape(3, 5)}),
+    ("key", r"\(5, 4\).*[dK]=3", {"key": shape(5, 4)}),
+    ("key", r"\(3, 5\).*[dK]=3", {"key": shape(3, 5)}),
     ("key", r"\(4, 3\).*T=5", {"key": shape(4, 3)}),
     ("value", r"\(4, 2\).*T=5", {"value": shape(4, 2)}),
     ("value", r"\(1, 2\).*T=5", {"value": shape(1, 2)}),
@@ -71,10 +71,10 @@ SHAPES = [  # argument that is named, the shape that came, changes; for every op
     ("beta", r"\(4,\).*T=5", {"beta": shape(4)}),
     ("beta", r"\(5, 1\)", {"beta": shape(5, 1)}),
     ("beta", r"\(\)", {"beta": 1.0}),
-    ("a", r"\(5, 2\).*K=3", {"a": shape(5, 2)}),
+    ("a", r"\(5, 2\).*[dK]=3", {"a": shape(5, 2)}),
     ("a", r"\(5,\)", {"a": shape(5)}),
     ("b", r"\(4, 3\).*T=5", {"b": shape(4, 3)}),
-    ("b", r"\(5, 4\).*K=3", {"b": shape(5, 4)}),
+    ("b", r"\(5, 4\).*[dK]=3", {"b": shape(5, 4)}),
     # decays
     ("decay", r"\(4,\)", {"decay": shape(4)}),
     ("decay", r"\(\)", {"decay": 0.5}),
@@ -168,9 +168,7 @@ def test_scale_is_finite(op, bad):
     refused(op, ValueError, "scale", str(bad), scale=bad)
 
 
-@pytest.mark.parametrize(
-    "changes", [{"decay": shape(5)}, {"log_decay": -shape(5, 3)}, {"state": shape(3, 2)}, {"return_state": True}]
-)
+@pytest.mark.parametrize("changes", [{"decay": shape(5)}, {"log_decay": -shape(5, 3)}, {"state": shape(3, 3)}])
 def test_the_full_sum_has_no_time(changes):
     (name,) = changes
     refused(LINEAR, ValueError, name, "causal", causal=False, **changes)
