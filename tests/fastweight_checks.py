@@ -188,6 +188,8 @@ def expected_gradients(op, o, d_out, d_state=None, kind=np.longdouble):
         float(np.abs(x * each[name]).max(initial=0)) for each in (found, held) for name, x in (("query", q), ("key", k))
     ]
     sizes |= {name: max(sizes[name], *moved) for name in ("decay", "log_decay") if name in sizes}
+    if "beta" in sizes:
+        sizes["beta"] = float(found["beta size"].max(initial=0))
     if "scale" in sizes:
         sizes["scale"] = float(np.abs(g * expected(op, o | {"scale": kind(1)}, kind).out).sum())
     if more["state"] is not None:

@@ -139,7 +139,7 @@ def sum_rule_gradients(q, k, v, d_out, normalize=False, decay=None, scale=1.0, s
 
 def finish(made, batch, kind, G, r, d_scale):
     """What a walk back has made, in the order of time."""
-    widths = {"value": G.shape[-1], "beta": 1}
+    widths = {"value": G.shape[-1], "beta": 1, "beta size": 1}
     grads = {name: stack(rows[::-1], batch, widths.get(name, G.shape[-2]), kind) for name, rows in made.items()}
     return grads | {"state": State(G, r), "scale": d_scale}
 
@@ -212,7 +212,7 @@ def delta_rule_gradients(
         S, z = Sp + beta[..., t, None, None] * outer(kt, v[..., t, :] - old), zp + kt
         kept.append((before, Sp, zp, m, old, S, z))
     G, r = start(S.shape, kind, d_state)
-    made = {name: [] for name in ("query", "key", "value", "beta", "decay")}
+    made = {name: [] for name in ("query", "key", "value", "beta", "beta size", "decay")}
     d_scale = np.zeros(batch, kind)
     for t in reversed(range(k.shape[-2])):
         d, kt, qt, b = D[..., t, :], k[..., t, :], q[..., t, :], beta[..., t, None]
@@ -230,6 +230,7 @@ def delta_rule_gradients(
         made["key"].append(b * Ge + r + (Sp * dp[..., None, :]).sum(axis=-1) + dm * zp)
         made["value"].append(de)
         made["beta"].append(dot(Ge, kt)[..., None])
+        made["beta size"].append(dot((np.abs(G) * np.abs(e)[..., None, :]).sum(axis=-1), np.abs(kt))[..., None])
         G, r = G + outer(kt, dp), r + dm * kt
         made["decay"].append((G * S0).sum(axis=-1) + r * z0)
         G, r = d[..., None] * G, d * r
