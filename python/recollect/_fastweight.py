@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -139,6 +138,12 @@ class Tape:
             self.kept["written"] = np.empty(written, p.dtype)
         run(p, self.out, self.state, **self.kept)
 
+    def result(self) -> Any:
+        """What the op returns."""
+        if self.out is None or self.state is None:
+            return self.out
+        return FastWeights(self.out, self.state)
+
     def back(self, d_out: Array | None, d_state: Array | None) -> dict[str, Array]:
         """Gradients by the names of NAMES."""
         p = self.problem
@@ -165,18 +170,3 @@ def cotangents(op: str, given: Any, p: Problem, with_state: bool) -> tuple[Array
     if d_state.shape != p.state_shape():
         raise ValueError(f"{op}: d_state has shape {d_state.shape}; expected {p.state_shape()}")
     return _array.cotangent(op, given[0], p.out_shape(), p.dtype), d_state
-
-
-Pullback = Callable[[Any], dict[str, Array]]
-
-
-def pull(p: Problem, return_state: bool) -> tuple[Any, Pullback]:
-    """Value and pullback, the latter to gradients by name."""
-    tape = Tape(p, True, return_state)
-
-    def pullback(d: Any) -> dict[str, Array]:
-        return tape.back(*cotangents(p.rule.op, d, p, return_state))
-
-    assert tape.out is not None
-    out = tape.out if tape.state is None else FastWeights(tape.out, tape.state)
-    return out, pullback

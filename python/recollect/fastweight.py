@@ -15,19 +15,43 @@ from numpy.typing import ArrayLike, NDArray
 from . import _array, _feature_map
 from . import _fastweight as core
 from ._fastweight import FastWeights
+from ._fastweight_parts import (
+    delta_rule_parts,
+    fast_weight_parts,
+    linear_attention_parts,
+    linear_attention_sides,
+    run,
+)
+from ._fastweight_rls import recursive_least_squares, rls_gains
+from ._fastweight_rules import (
+    comba,
+    delta_product,
+    gated_delta_rule,
+    gated_delta_rule_2,
+    kimi_delta_attention,
+    rwkv7,
+)
 from ._feature_map import FeatureMap, dpfp, favor, feature_map, feature_maps
 
 __all__ = [
     "FastWeights",
     "FeatureMap",
     "Stability",
+    "comba",
+    "delta_product",
     "delta_rule",
     "dpfp",
     "fast_weight",
     "favor",
     "feature_map",
     "feature_maps",
+    "gated_delta_rule",
+    "gated_delta_rule_2",
+    "kimi_delta_attention",
     "linear_attention",
+    "recursive_least_squares",
+    "rls_gains",
+    "rwkv7",
     "stability",
 ]
 
@@ -116,50 +140,14 @@ def linear_attention(
            [2.],
            [7.]])
     """
-    op = "fastweight.linear_attention"
-    rule = core.Rule(op, "sum", "outputs" if normalize else "none")
-    if not causal:
-        writing, reading = sides(rule, query, key, value, feature_map, scale, decay, log_decay, state, chunk)
-        whole = np.empty(writing.state_shape(), writing.dtype)
-        core.run(writing, None, whole)
-        read = core.apply(reading(whole), out, False)
-        return FastWeights(read, whole) if return_state else read
-    given = {"query": query, "key": key, "value": value, "state": state}
-    p = core.problem(rule, given, feature_map=feature_map, decay=decay, log_decay=log_decay, scale=scale, chunk=chunk)
-    result: NDArray[Any] | FastWeights = core.apply(p, out, return_state)
-    return result
-
-
-def sides(
-    rule: core.Rule, query: Any, key: Any, value: Any, feature_map: Any, scale: Any, decay: Any, log_decay: Any, state: Any, chunk: Any
-) -> tuple[core.Problem, Any]:
-    """Linear attention that is not causal, as two problems: all keys are written, then all queries read."""
-    for name, array in (("decay", decay), ("log_decay", log_decay), ("state", state)):
-        if array is not None:
-            raise ValueError(f"{rule.op}: {name} is given; expected None with causal=False, where tokens have no order")
-    arrays = {"query": query, "key": key, "value": value}
-    floats = {name: _array.floating(rule.op, name, array) for name, array in arrays.items()}
-    dtype = _array.arithmetic(*floats.values())
-    typed = {name: _array.typed(array, dtype) for name, array in floats.items()}
-    if typed["query"].ndim and typed["key"].ndim and typed["query"].shape[-1] != typed["key"].shape[-1]:
-        raise ValueError(f"{rule.op}: key has shape {typed['key'].shape}; expected (..., m, d={typed['query'].shape[-1]})")
-    _array.leading_axes(rule.op, *((name, array, 2) for name, array in typed.items()))
-    writing = core.problem(rule, {"key": typed["key"], "value": typed["value"]}, feature_map=feature_map, chunk=chunk)
-
-    def reading(whole: NDArray[Any]) -> core.Problem:
-        given = {"query": typed["query"], "state": whole}
-        return core.problem(rule, given, feature_map=feature_map, scale=scale, chunk=chunk)
-
-    return writing, reading
-
-
-def delta_parts(op: str, normalize: Any) -> tuple[core.Rule, str | None]:
-    """The rule and the normalisation of rows that a delta rule's `normalize` stands for."""
-    if normalize not in ("none", "sum", "l2", "attention"):
-        raise ValueError(f"{op}: normalize is {normalize!r}; expected 'none', 'sum', 'l2' or 'attention'")
-    attention = normalize == "attention"
-    rule = core.Rule(op, "delta", "outputs_and_removals" if attention else "none")
-    return rule, None if normalize in ("none", "attention") else normalize
+    given = locals()
+    if causal:
+        return run(linear_attention_parts, given)
+    writing, reading = linear_attention_sides(given)
+    whole = np.empty(writing.state_shape(), writing.dtype)
+    core.run(writing, None, whole)
+    read: NDArray[Any] = core.apply(reading(whole), out, False)
+    return FastWeights(read, whole) if return_state else read
 
 
 def delta_rule(
@@ -248,13 +236,7 @@ def delta_rule(
            [3.],
            [7.]])
     """
-    rule, norm = delta_parts("fastweight.delta_rule", normalize)
-    given = {"query": query, "key": key, "value": value, "beta": beta, "state": state}
-    p = core.problem(
-        rule, given, feature_map=feature_map, decay=decay, log_decay=log_decay, scale=scale, chunk=chunk, row_norm=norm
-    )
-    result: NDArray[Any] | FastWeights = core.apply(p, out, return_state)
-    return result
+    return run(delta_rule_parts, locals())
 
 
 def fast_weight(
@@ -339,11 +321,7 @@ def fast_weight(
     >>> bool(np.allclose(out, rc.fastweight.delta_rule(q, k, v, beta)))
     True
     """
-    rule = core.Rule("fastweight.fast_weight", "general")
-    given = {"query": query, "key": key, "value": value, "a": a, "b": b, "state": state}
-    p = core.problem(rule, given, decay=decay, log_decay=log_decay, scale=scale, chunk=chunk)
-    result: NDArray[Any] | FastWeights = core.apply(p, out, return_state)
-    return result
+    return run(fast_weight_parts, locals())
 
 
 class Stability(NamedTuple):

@@ -209,8 +209,8 @@ struct dpfp {
   static const T* twice(const T* x, index_t d, Scratch& scratch) {
     T* r = scratch.take<T>(4 * d);
     for (index_t k = 0; k < d; ++k) {
-      r[k] = r[2 * d + k] = x[k] > 0 ? x[k] : T(0) * x[k];
-      r[d + k] = r[3 * d + k] = x[k] < 0 ? -x[k] : T(0) * x[k];
+      r[k] = r[2 * d + k] = x[k] <= 0 ? T(0) : x[k];
+      r[d + k] = r[3 * d + k] = x[k] >= 0 ? T(0) : -x[k];
     }
     return r;
   }

@@ -56,36 +56,40 @@ class Chunk {
   Chunk(ChunkForm form, index_t keys, index_t values)
       : form_(form), keys_(keys), values_(values), wide_keys_(padded<T>(keys)), wide_values_(padded<T>(values)) {}
 
+  /// Rows of arrays whose sizes are powers of two would all begin at the same place of a page and wait for each other in the first-level
+  /// cache: some lines between them keep them apart.
+  static T* take(Scratch& scratch, index_t count) { return scratch.take<T>(count + 5 * 64 / static_cast<index_t>(sizeof(T))); }
+
   ChunkRows<T> make(Scratch& scratch, index_t tokens) const {
     ChunkRows<T> c;
     const index_t groups = (tokens + group - 1) / group, count = groups * group;
     for (int r = 0; r < form_.readers(); ++r) {
-      c.faded_reader[r] = c.reader[r] = scratch.take<T>(count * wide_keys_);
-      if (form_.gated) c.faded_reader[r] = scratch.take<T>(count * wide_keys_);
-      c.read[r] = scratch.take<T>(count * wide_values_);
+      c.faded_reader[r] = c.reader[r] = take(scratch, count * wide_keys_);
+      if (form_.gated) c.faded_reader[r] = take(scratch, count * wide_keys_);
+      c.read[r] = take(scratch, count * wide_values_);
     }
     for (int w = 0; w < form_.writers(); ++w) {
-      c.faded_writer[w] = c.writer[w] = scratch.take<T>(count * wide_keys_);
-      if (form_.gated) c.faded_writer[w] = scratch.take<T>(count * wide_keys_);
-      c.value[w] = scratch.take<T>(count * wide_values_);
+      c.faded_writer[w] = c.writer[w] = take(scratch, count * wide_keys_);
+      if (form_.gated) c.faded_writer[w] = take(scratch, count * wide_keys_);
+      c.value[w] = take(scratch, count * wide_values_);
     }
     if (form_.gated) {
-      c.decay = scratch.take<T>(count * wide_keys_);
-      c.end = scratch.take<T>(groups * wide_keys_);
+      c.decay = take(scratch, count * wide_keys_);
+      c.end = take(scratch, groups * wide_keys_);
     }
-    c.coefficients = scratch.take<T>(groups * 4 * group * group);
+    c.coefficients = take(scratch, groups * 4 * group * group);
     return c;
   }
 
   ChunkGradients<T> make_gradients(Scratch& scratch, const ChunkRows<T>& c) const {
     ChunkGradients<T> d;
     const index_t count = c.groups * group;
-    for (int r = 0; r < form_.readers(); ++r) d.reader[r] = scratch.take<T>(count * wide_keys_);
+    for (int r = 0; r < form_.readers(); ++r) d.reader[r] = take(scratch, count * wide_keys_);
     for (int w = 0; w < form_.writers(); ++w) {
-      d.writer[w] = scratch.take<T>(count * wide_keys_);
-      d.value[w] = scratch.take<T>(count * wide_values_);
+      d.writer[w] = take(scratch, count * wide_keys_);
+      d.value[w] = take(scratch, count * wide_values_);
     }
-    d.coefficients = scratch.take<T>(c.groups * 4 * group * group);
+    d.coefficients = take(scratch, c.groups * 4 * group * group);
     return d;
   }
 

@@ -44,6 +44,7 @@ class SequenceScan {
       const ChunkRows<T> c = in_groups(room, count);
       if (to.checkpoints) save(tokens, in_place ? nullptr : state, from.state, z, to.checkpoints + first / p_.chunk * checkpoint(tokens));
       tokens.load(first, count, c, rows, z);
+      fetch_next(first + p_.chunk, tokens, to);
       chunk.prepare(c);
       chunk.forward(c, [&](index_t column, index_t width) {
         if (in_place) return Strip<T>{&from.state.at(0, column), &to.state.at(0, column), from.state.time, to.state.time};
@@ -106,6 +107,13 @@ class SequenceScan {
   }
 
  private:
+  void fetch_next(index_t first, const Tokens<T>& tokens, const SequenceResults<T>& to) const {
+    const index_t count = std::min(p_.chunk, count_ - first);
+    if (count <= 0) return;
+    tokens.fetch(first, count);
+    for (index_t t = first; t < first + count; ++t) fetch_row(to.out, t, values_);
+  }
+
   static ChunkRows<T> in_groups(ChunkRows<T> room, index_t tokens) {
     room.groups = (tokens + group - 1) / group;
     return room;

@@ -79,6 +79,18 @@ class Tokens {
     for (index_t t = count; t < (count + group - 1) / group * group; ++t) clear_token(t, c);
   }
 
+  /// Tokens that a later chunk will load.
+  void fetch(index_t first, index_t count) const {
+    for (index_t t = first; t < first + count; ++t) {
+      fetch_row(from_.query, t, map_.d());
+      fetch_row(from_.key, t, map_.d());
+      fetch_row(from_.value, t, values_);
+      fetch_row(from_.a, t, map_.width());
+      fetch_row(from_.b, t, map_.width());
+      fetch_row(from_.channel_decay, t, map_.width());
+    }
+  }
+
   /// Gradients of the operands of a chunk. `balance` is rowsum(G * S) after the chunk, `d_normaliser` the gradient of z after it, which
   /// becomes that of z before it; returns what is to be added to the gradient of scale.
   double pull(index_t first, const ChunkRows<T>& c, const ChunkGradients<T>& d, const TokenRows<T>& rows, T* balance, T* d_normaliser,
@@ -125,7 +137,8 @@ class Tokens {
   }
 
   void scale_row(const T* from, T factor, T* to) const {
-    for (index_t k = 0; k < wide_; ++k) to[k] = factor * from[k];
+    using P = Packet<T>;
+    for (index_t k = 0; k < wide_; k += P::width) (P(factor) * P::load(from + k)).store(to + k);
   }
 
   T product(const T* x, const T* y) const {
@@ -168,7 +181,7 @@ class Tokens {
     if (from_.b) load_row(from_.b, at, map_.width(), rows.removal + here);
     const T* removal = rows.removal + here;
     const T factor = normalised() ? -rows.of_removal[t] : T(-1);
-    for (index_t k = 0; k < wide_; ++k) b[k] = factor * removal[k];
+    scale_row(removal, factor, b);
     if (form_.gated)
       for (index_t k = 0; k < wide_; ++k) b[k] *= c.decay[here + k];
   }

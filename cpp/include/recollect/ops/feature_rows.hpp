@@ -99,21 +99,38 @@ struct Rows {
   P& at(index_t t, index_t k = 0) const { return data[t * time + k * inner]; }
 };
 
+/// A call of the C library for every row would cost as much as the row.
 template <class T>
-void load_row(const Rows<const T>& from, index_t t, index_t width, T* to, T beyond = 0) {
-  if (from.inner == 1)
-    std::copy_n(&from.at(t), width, to);
-  else
-    for (index_t k = 0; k < width; ++k) to[k] = from.at(t, k);
-  std::fill(to + width, to + padded<T>(width), beyond);
+inline void copy_row(const T* from, index_t width, T* to) {
+  using P = Packet<T>;
+  index_t k = 0;
+  for (; k + P::width <= width; k += P::width) P::load(from + k).store(to + k);
+  for (; k < width; ++k) to[k] = from[k];
 }
 
 template <class T>
-void store_row(const T* from, index_t width, const Rows<T>& to, index_t t) {
+inline void load_row(const Rows<const T>& from, index_t t, index_t width, T* to, T beyond = 0) {
+  if (from.inner == 1)
+    copy_row(&from.at(t), width, to);
+  else
+    for (index_t k = 0; k < width; ++k) to[k] = from.at(t, k);
+  for (index_t k = width; k < padded<T>(width); ++k) to[k] = beyond;
+}
+
+template <class T>
+inline void store_row(const T* from, index_t width, const Rows<T>& to, index_t t) {
   if (to.inner == 1)
-    std::copy_n(from, width, &to.at(t));
+    copy_row(from, width, &to.at(t));
   else
     for (index_t k = 0; k < width; ++k) to.at(t, k) = from[k];
+}
+
+/// Asks for a row early, so that it is near when its chunk begins: memory is read while the chunk before is computed.
+template <class P>
+inline void fetch_row(const Rows<P>& rows, index_t t, index_t width) {
+  if (!rows || rows.inner != 1) return;
+  const char* row = reinterpret_cast<const char*>(&rows.at(t));
+  for (index_t byte = 0; byte < width * static_cast<index_t>(sizeof(P)); byte += 64) __builtin_prefetch(row + byte, std::is_const_v<P> ? 0 : 1, 2);
 }
 
 }  // namespace detail

@@ -42,7 +42,7 @@ struct parameters {
   fast_weight::rule rule = rule::sum;
   normalisation normalise = normalisation::none;
   bool log_decay = false;  // decays are given as their logarithms, and so are their gradients
-  index_t chunk = 128;     // tokens that are prepared together, and between two checkpoints
+  index_t chunk = 64;      // tokens that are prepared together, and between two checkpoints
 };
 
 /// What a gradient needs again: what was written, y = v + u (or u where a is given), and S before every chunk.
