@@ -89,6 +89,14 @@ def test_linear_attention(rng, dtype, name, form):
             fw.check("linear_attention", o | {"scale": -2}, dtype)
 
 
+def test_a_denominator_may_be_subnormal(dtype):
+    """1 / z is more than the type holds; the ratio is a value again."""
+    k, v = np.array([[1, -1], [-1, 1]], dtype), np.ones((2, 1), dtype)
+    rate = np.array([0, {np.float32: -93, np.float64: -718}[dtype]], dtype)
+    out = rc.fastweight.linear_attention(k[[0, 0]], k, v, feature_map="relu", log_decay=rate)
+    np.testing.assert_allclose(out, 1, rtol=1e-3)
+
+
 @pytest.mark.parametrize("name", SPARSE)
 def test_denominators_below_the_normal_numbers(rng, dtype, name):
     """What a query shares with keys of long ago alone has faded to exp(-90) and less. As long as the denominator is a normal
