@@ -117,12 +117,28 @@ def run(p: Problem, out: Array | None, out_state: Array | None, **tape: Array) -
     core.fast_weight(*p.operands(), p.feature_map, p.options(), out=out, out_state=out_state, **tape)
 
 
-def apply(p: Problem, out: Any, return_state: bool) -> Any:
+def apply(p: Problem, out: Any, return_state: bool, out_state: Any = None) -> Any:
     """The public result: out, or out and the state."""
     result = _array.output(p.rule.op, out, p.out_shape(), p.dtype, *p.arrays.values())
-    state = np.empty(p.state_shape(), p.dtype) if return_state else None
+    state = room_for_state(p, out_state) if return_state or out_state is not None else None
     run(p, result, state)
-    return result if state is None else FastWeights(result, state)
+    return FastWeights(result, state) if return_state and state is not None else result
+
+
+def room_for_state(p: Problem, out_state: Any) -> Array:
+    """Where the state is written: a caller's own array, which may be the state that came in but share memory with nothing else."""
+    given = p.arrays.get("state")
+    in_place = out_state is given or (
+        isinstance(out_state, np.ndarray)
+        and given is not None
+        and out_state.__array_interface__["data"][0] == given.__array_interface__["data"][0]
+        and out_state.strides == given.strides
+    )
+    inputs = [array for name, array in p.arrays.items() if not (in_place and name == "state")]
+    try:
+        return _array.output(p.rule.op, out_state, p.state_shape(), p.dtype, *inputs)
+    except (TypeError, ValueError) as problem:
+        raise type(problem)(str(problem).replace(": out ", ": out_state ", 1)) from None
 
 
 class Tape:

@@ -30,7 +30,7 @@ def unchanged(gradients: Gradients) -> Gradients:
 
 def run(parts: Callable[[Arguments], Parts], given: Arguments) -> Any:
     """The public result of an op."""
-    return core.apply(parts(given)[0], given["out"], given["return_state"])
+    return core.apply(parts(given)[0], given["out"], given["return_state"], given.get("out_state"))
 
 
 def problem(rule: Rule, given: Arguments, operands: Arguments, row_norm: str | None = None) -> Problem:
@@ -124,7 +124,7 @@ def arrays(op: str, given: Arguments, *names: str) -> list[Array]:
     return [_array.typed(_array.floating(op, name, given[name]), dtype) for name in names]
 
 
-_OPTIONS = ("feature_map", "normalize", "scale", "chunk", "return_state", "out", "forget", "ridge", "micro_steps")
+_OPTIONS = ("feature_map", "normalize", "scale", "chunk", "return_state", "out", "out_state", "forget", "ridge", "micro_steps")
 
 
 def times(op: str, left: tuple[str, Array], right: tuple[str, Array]) -> Array:

@@ -26,8 +26,9 @@ def bound(op: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any])
     arguments = inspect.signature(op).bind(*args, **kwargs)
     arguments.apply_defaults()
     given = dict(arguments.arguments)
-    if given["out"] is not None:
-        raise ValueError(f"fastweight.{op.__name__}: out is given; expected None in vjp, which keeps what it computes")
+    for name in ("out", "out_state"):
+        if given.get(name) is not None:
+            raise ValueError(f"fastweight.{op.__name__}: {name} is given; expected None in vjp, which keeps what it computes")
     return given
 
 
