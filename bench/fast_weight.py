@@ -1,6 +1,6 @@
 """Fast weights: inputs, ours, truth and peers of the ops named delta*, gated*, linear*. Everything from the equations
 
-    S <- g_t S,    S <- S + beta_t k_t (v_t - S^T k_t)^T,    o_t = S^T q_t        (the sum rule without S^T k_t)
+S <- g_t S,    S <- S + beta_t k_t (v_t - S^T k_t)^T,    o_t = S^T q_t        (the sum rule without S^T k_t)
 """
 
 from __future__ import annotations

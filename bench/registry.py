@@ -271,11 +271,18 @@ CASES = (
         Case(op, dict(H=16, T=4096, d=d), peers, "fma", targets=targets, of_limit=of_limit)
         for d in (64, 128)
         for op, peers, targets, of_limit in (
-            ("delta", ("torch-chunk32", "torch-chunk64", "torch-loop"), {"torch-chunk32": 14.0}, 0.68 if d == 64 else 0.62),
+            (
+                "delta",
+                ("torch-chunk32", "torch-chunk64", "torch-loop"),
+                {"torch-chunk32": 14.0},
+                0.68 if d == 64 else 0.62,
+            ),
             ("gated", ("ours-ungated",), {}, 0.68 if d == 64 else 0.62),
             ("linear", ("torch-chunk32", "torch-chunk64"), {"torch-chunk32": 14.0}, 0.68 if d == 64 else 0.62),
             ("delta_gradient", ("torch-chunk32", "torch-chunk64"), {"torch-chunk32": 25.0}, 0.45),
         )
     ),
-    Case("delta_step", dict(H=4096, T=1, d=64), ("torch-step",), "bandwidth", targets={"torch-step": 20.0}, of_limit=0.8),
+    Case(
+        "delta_step", dict(H=4096, T=1, d=64), ("torch-step",), "bandwidth", targets={"torch-step": 20.0}, of_limit=0.8
+    ),
 )

@@ -337,7 +337,7 @@ class Stability(NamedTuple):
     """What `stability` returns: the largest beta |phi(k)|^2 and the index of its token. Above 2 an update can grow what it erases."""
 
     largest: float
-    index: tuple[int, ...]
+    where: tuple[int, ...]
 
 
 def stability(
@@ -356,7 +356,7 @@ def stability(
     --------
     >>> import recollect as rc
     >>> rc.fastweight.stability([[1.0, 0.0], [2.0, 1.0]], [1.0, 0.5])
-    Stability(largest=2.5, index=(1,))
+    Stability(largest=2.5, where=(1,))
     """
     op = "fastweight.stability"
     array, phi = _feature_map.rows(op, key, feature_map, normalize)
@@ -366,7 +366,9 @@ def stability(
     try:
         sizes = np.asarray(strength * squares)
     except ValueError:
-        raise ValueError(f"{op}: beta has shape {strength.shape}; expected one that broadcasts to {squares.shape}") from None
+        raise ValueError(
+            f"{op}: beta has shape {strength.shape}; expected one that broadcasts to {squares.shape}"
+        ) from None
     if sizes.size == 0:
         return Stability(0.0, ())
     place = np.unravel_index(int(np.argmax(sizes)), sizes.shape)

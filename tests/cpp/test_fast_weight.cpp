@@ -81,9 +81,7 @@ struct Problem {
     checkpoints = Tensor::make<T>({H, fast_weight::chunks_of(n, s.chunk), K, V});
   }
 
-  void run() {
-    fast_weight::forward(op, in, identity{}, row_norm::none, p, {out.array, end.array, {written.array, checkpoints.array}});
-  }
+  void run() { fast_weight::forward(op, in, identity{}, row_norm::none, p, {out.array, end.array, {written.array, checkpoints.array}}); }
 
   double at(const Tensor& t, const Index& index) const {
     index_t offset = 0;
@@ -221,10 +219,10 @@ void gradients_are_differences() {
       return total;
     };
     std::vector<std::pair<Tensor*, Array fast_weight::gradients::*>> operands = {{&problem.query, &fast_weight::gradients::query},
-                                                                                {&problem.key, &fast_weight::gradients::key},
-                                                                                {&problem.value, &fast_weight::gradients::value},
-                                                                                {&problem.scale, &fast_weight::gradients::scale},
-                                                                                {&problem.state, &fast_weight::gradients::state}};
+                                                                                 {&problem.key, &fast_weight::gradients::key},
+                                                                                 {&problem.value, &fast_weight::gradients::value},
+                                                                                 {&problem.scale, &fast_weight::gradients::scale},
+                                                                                 {&problem.state, &fast_weight::gradients::state}};
     if (s.rule == rule::delta) operands.push_back({&problem.beta, &fast_weight::gradients::beta});
     if (s.rule == rule::general) operands.push_back({&problem.b, &fast_weight::gradients::b});
     if (s.erase) operands.push_back({&problem.a, &fast_weight::gradients::a});
