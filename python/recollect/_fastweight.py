@@ -48,8 +48,10 @@ class Problem(NamedTuple):
     leading: tuple[int, ...]
     sizes: tuple[int, int, int]  # T, K, V
 
-    def operands(self) -> list[Array | None]:
-        return [self.arrays.get(name) for name in NAMES]
+    def operands(self) -> dict[str, Any]:
+        """The arguments that every call of the core begins with."""
+        named: dict[str, Any] = {name: self.arrays.get(name) for name in NAMES}
+        return {**named, "feature_map": self.feature_map, "options": self.options()}
 
     def options(self) -> tuple[str, str, str, bool, int]:
         return (self.rule.op, self.rule.rule, self.rule.normalise, self.log_decay, self.chunk)
@@ -85,7 +87,11 @@ def problem(
         raise ValueError(f"{op}: decay and log_decay are both given; expected one of them")
     arrays = {name: _array.floating(op, name, value) for name, value in given.items() if value is not None}
     name = "decay" if log_decay is None else "log_decay"
-    fading = None if decay is None and log_decay is None else _array.floating(op, name, log_decay if decay is None else decay)
+    fading = (
+        None
+        if decay is None and log_decay is None
+        else _array.floating(op, name, log_decay if decay is None else decay)
+    )
     dtype = _array.arithmetic(*arrays.values(), fading)
     arrays = {name: _array.typed(array, dtype) for name, array in arrays.items()}
     rows = arrays["query"] if "query" in arrays else arrays["key"]
@@ -100,7 +106,11 @@ def problem(
         V = (arrays["state"].shape[-1] if arrays["state"].ndim else 0) - rule.normalised
     own = {"beta": 1, "decay": 1, "scale": 0}
     leading = _array.leading_axes(op, *((name, arrays.get(name), own.get(name, 2)) for name in NAMES))
-    size = DEFAULT_CHUNK if chunk is None else _array.whole(op, "chunk", chunk, 1, expected="1 or more", kind="a whole number or None")
+    size = (
+        DEFAULT_CHUNK
+        if chunk is None
+        else _array.whole(op, "chunk", chunk, 1, expected="1 or more", kind="a whole number or None")
+    )
     return Problem(rule, arrays, phi.choice(), log_decay is not None, size, dtype, leading, (T, K, max(V, 0)))
 
 
@@ -113,16 +123,32 @@ def _kind(op: str, name: str, decay: Array, rows: Array, T: int, K: int) -> str:
     return "channel_decay" if by_channel and (not by_token or decay.ndim >= rows.ndim) else "decay"
 
 
-def run(p: Problem, out: Array | None, out_state: Array | None, **tape: Array) -> None:
-    core.fast_weight(*p.operands(), p.feature_map, p.options(), out=out, out_state=out_state, **tape)
+def run(p: Problem, out: Array | None, out_state: Array | None, **tape: Any) -> None:
+    core.fast_weight(**p.operands(), out=out, out_state=out_state, **tape)
 
 
-def apply(p: Problem, out: Any, return_state: bool) -> Any:
+def apply(p: Problem, out: Any, return_state: bool, out_state: Any = None) -> Any:
     """The public result: out, or out and the state."""
     result = _array.output(p.rule.op, out, p.out_shape(), p.dtype, *p.arrays.values())
-    state = np.empty(p.state_shape(), p.dtype) if return_state else None
+    state = room_for_state(p, out_state) if return_state or out_state is not None else None
     run(p, result, state)
-    return result if state is None else FastWeights(result, state)
+    return FastWeights(result, state) if return_state and state is not None else result
+
+
+def room_for_state(p: Problem, out_state: Any) -> Array:
+    """Where the state is written: a caller's own array, which may be the state that came in but share memory with nothing else."""
+    given = p.arrays.get("state")
+    in_place = out_state is given or (
+        isinstance(out_state, np.ndarray)
+        and given is not None
+        and out_state.__array_interface__["data"][0] == given.__array_interface__["data"][0]
+        and out_state.strides == given.strides
+    )
+    inputs = [array for name, array in p.arrays.items() if not (in_place and name == "state")]
+    try:
+        return _array.output(p.rule.op, out_state, p.state_shape(), p.dtype, *inputs)
+    except (TypeError, ValueError) as problem:
+        raise type(problem)(str(problem).replace(": out ", ": out_state ", 1)) from None
 
 
 class Tape:
@@ -144,14 +170,22 @@ class Tape:
             return self.out
         return FastWeights(self.out, self.state)
 
+    def last_state(self) -> Array:
+        assert self.state is not None
+        return self.state
+
     def back(self, d_out: Array | None, d_state: Array | None) -> dict[str, Array]:
         """Gradients by the names of NAMES."""
         p = self.problem
-        room = {name: np.empty(array.shape, array.dtype) for name, array in p.arrays.items()}
+        room: dict[str, Any] = {name: np.empty(array.shape, array.dtype) for name, array in p.arrays.items()}
         core.fast_weight_backward(
-            *p.operands(), p.feature_map, p.options(), self.kept.get("written"), self.kept["checkpoints"],
-            d_out, d_state, **{f"d_{name}": gradient for name, gradient in room.items()},
-        )  # fmt: skip
+            **p.operands(),
+            written=self.kept.get("written"),
+            checkpoints=self.kept["checkpoints"],
+            d_out=d_out,
+            d_out_state=d_state,
+            **{f"d_{name}": gradient for name, gradient in room.items()},
+        )
         room["scale"] = room["scale"].astype(p.dtype, copy=False)
         if "channel_decay" in room:
             room["decay"] = room.pop("channel_decay")
@@ -165,7 +199,9 @@ def cotangents(op: str, given: Any, p: Problem, with_state: bool) -> tuple[Array
     if not with_state:
         return _array.cotangent(op, given, p.out_shape(), p.dtype), None
     if not isinstance(given, tuple) or len(given) != 2:
-        raise TypeError(f"{op}: d_out is a {type(given).__name__}; expected a tuple (d_out, d_state), as the state is returned too")
+        raise TypeError(
+            f"{op}: d_out is a {type(given).__name__}; expected a tuple (d_out, d_state), as the state is returned too"
+        )
     d_state = _array.typed(_array.floating(op, "d_state", given[1]), p.dtype)
     if d_state.shape != p.state_shape():
         raise ValueError(f"{op}: d_state has shape {d_state.shape}; expected {p.state_shape()}")

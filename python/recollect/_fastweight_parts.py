@@ -28,9 +28,12 @@ def unchanged(gradients: Gradients) -> Gradients:
     return gradients
 
 
-def run(parts: Callable[[Arguments], Parts], given: Arguments) -> Any:
+def run(parts: Callable[[Arguments], Parts], given: Arguments) -> Array | core.FastWeights:
     """The public result of an op."""
-    return core.apply(parts(given)[0], given["out"], given["return_state"])
+    result: Array | core.FastWeights = core.apply(
+        parts(given)[0], given["out"], given["return_state"], given.get("out_state")
+    )
+    return result
 
 
 def problem(rule: Rule, given: Arguments, operands: Arguments, row_norm: str | None = None) -> Problem:
@@ -124,14 +127,27 @@ def arrays(op: str, given: Arguments, *names: str) -> list[Array]:
     return [_array.typed(_array.floating(op, name, given[name]), dtype) for name in names]
 
 
-_OPTIONS = ("feature_map", "normalize", "scale", "chunk", "return_state", "out", "forget", "ridge", "micro_steps")
+_OPTIONS = (
+    "feature_map",
+    "normalize",
+    "scale",
+    "chunk",
+    "return_state",
+    "out",
+    "out_state",
+    "forget",
+    "ridge",
+    "micro_steps",
+)
 
 
 def times(op: str, left: tuple[str, Array], right: tuple[str, Array]) -> Array:
     try:
         product: Array = left[1] * right[1]
     except ValueError:
-        raise ValueError(f"{op}: {left[0]} has shape {left[1].shape}; expected one that broadcasts with {right[0]} {right[1].shape}") from None
+        raise ValueError(
+            f"{op}: {left[0]} has shape {left[1].shape}; expected one that broadcasts with {right[0]} {right[1].shape}"
+        ) from None
     return product
 
 
@@ -183,7 +199,9 @@ def spread(op: str, given: Arguments) -> tuple[Arguments, int]:
     T, n, K = key.shape[-3:]
     for name, array, shape in (("value", value, value.shape[-3:-1]), ("beta", beta, beta.shape[-2:])):
         if shape != (T, n):
-            raise ValueError(f"{op}: {name} has shape {array.shape}; expected (..., T={T}, n={n}{', V' if name == 'value' else ''})")
+            raise ValueError(
+                f"{op}: {name} has shape {array.shape}; expected (..., T={T}, n={n}{', V' if name == 'value' else ''})"
+            )
     if n < 1 or query.shape[-2] != T:
         raise ValueError(f"{op}: query has shape {query.shape}; expected (..., T={T}, K={K}), and n of 1 or more")
     reading = np.zeros((*query.shape[:-2], T, n, query.shape[-1]), query.dtype)
@@ -206,7 +224,7 @@ def spread(op: str, given: Arguments) -> tuple[Arguments, int]:
     return operands, n
 
 
-def strided(op: str, result: Any, n: int, out: Any) -> Any:
+def strided(op: str, result: Any, n: int, out: Any) -> Array | core.FastWeights:
     """Of what every micro step reads, what the last of each token has read."""
     steps = result.out if isinstance(result, core.FastWeights) else result
     read = _array.output(op, out, (*steps.shape[:-2], steps.shape[-2] // n, steps.shape[-1]), steps.dtype)
@@ -220,7 +238,11 @@ def delta_product_parts(given: Arguments) -> Parts:
     faded = {**given, "decay": operands.pop("decay", None), "log_decay": operands.pop("log_decay", None)}
 
     def back(gradients: Gradients) -> Gradients:
-        own = {name: np.shape(given[name]) for name in ("query", "key", "value", "beta", "decay", "log_decay") if name in gradients}
+        own = {
+            name: np.shape(given[name])
+            for name in ("query", "key", "value", "beta", "decay", "log_decay")
+            if name in gradients
+        }
         result = dict(gradients)
         for name in ("key", "value", "beta"):
             result[name] = gradients[name].reshape(own[name])

@@ -363,5 +363,4 @@ def delta_product(
     given = locals()
     problem = delta_product_parts(given)[0]
     n = np.shape(key)[-2]
-    result = apply(problem, None, return_state)
-    return strided("fastweight.delta_product", result, n, out)
+    return strided("fastweight.delta_product", apply(problem, None, return_state), n, out)

@@ -26,8 +26,11 @@ def bound(op: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any])
     arguments = inspect.signature(op).bind(*args, **kwargs)
     arguments.apply_defaults()
     given = dict(arguments.arguments)
-    if given["out"] is not None:
-        raise ValueError(f"fastweight.{op.__name__}: out is given; expected None in vjp, which keeps what it computes")
+    for name in ("out", "out_state"):
+        if given.get(name) is not None:
+            raise ValueError(
+                f"fastweight.{op.__name__}: {name} is given; expected None in vjp, which keeps what it computes"
+            )
     return given
 
 
@@ -35,7 +38,7 @@ def named(op: Callable[..., Any], gradients: dict[str, Array], given: dict[str, 
     """Gradients of what was given, in the signature's order."""
     chosen = {name: gradients[name] for name, value in given.items() if name in gradients and value is not None}
     title = "".join(word.title() for word in op.__name__.split("_"))
-    return namedtuple(f"{title}Gradients", chosen)(**chosen)  # type: ignore[misc]
+    return namedtuple(f"{title}Gradients", chosen)(**chosen)
 
 
 def differentiable(op: Callable[..., Any], parts_of: Callable[[dict[str, Any]], parts.Parts]) -> None:
@@ -48,7 +51,9 @@ def differentiable(op: Callable[..., Any], parts_of: Callable[[dict[str, Any]], 
         tape = core.Tape(problem, True, given["return_state"])
 
         def pullback(d: Any) -> Any:
-            return named(op, back(tape.back(*core.cotangents(problem.rule.op, d, problem, given["return_state"]))), given)
+            return named(
+                op, back(tape.back(*core.cotangents(problem.rule.op, d, problem, given["return_state"]))), given
+            )
 
         return tape.result(), pullback
 
@@ -70,14 +75,16 @@ def delta_product(*args: Any, **kwargs: Any) -> Result:
     tape = core.Tape(problem, True, with_state)
     n = np.shape(given["key"])[-2]
     out = parts.strided(op, tape.result(), n, None)
-    shape = (out.out if with_state else out).shape
+    shape = (out.out if isinstance(out, core.FastWeights) else out).shape
 
     def pullback(d: Any) -> Any:
         d_out, d_state = d if with_state else (d, None)
         steps = np.zeros(problem.out_shape(), problem.dtype)
         steps[..., n - 1 :: n, :] = _array.cotangent(op, d_out, shape, problem.dtype)
         spread = (steps, d_state) if with_state else steps
-        return named(fastweight.delta_product, back(tape.back(*core.cotangents(op, spread, problem, with_state))), given)
+        return named(
+            fastweight.delta_product, back(tape.back(*core.cotangents(op, spread, problem, with_state))), given
+        )
 
     return out, pullback
 
@@ -96,8 +103,7 @@ def linear_attention(*args: Any, **kwargs: Any) -> Result:
         return tape.result(), causal
     writing, reading = parts.linear_attention_sides(given)
     written = core.Tape(writing, False, True)
-    assert written.state is not None
-    read = core.Tape(reading(written.state), True, False)
+    read = core.Tape(reading(written.last_state()), True, False)
 
     def pullback(d: Any) -> Any:
         d_out, d_state = d if with_state else (d, None)
@@ -108,7 +114,7 @@ def linear_attention(*args: Any, **kwargs: Any) -> Result:
         back.update((name, array) for name, array in written.back(None, of_state).items() if name in ("key", "value"))
         return named(fastweight.linear_attention, back, given)
 
-    return (core.FastWeights(read.out, written.state) if with_state else read.out), pullback
+    return (core.FastWeights(read.result(), written.last_state()) if with_state else read.result()), pullback
 
 
 @pullback_of(_feature_map.feature_map)
@@ -119,7 +125,9 @@ def feature_map(x: Any, feature_map: Any, *, normalize: Any = None) -> Result:
 
     def pullback(d_out: Any) -> Any:
         gradient = np.empty(array.shape, array.dtype)
-        compiled.feature_map_backward(op, array, phi.choice(), _array.cotangent(op, d_out, out.shape, array.dtype), gradient)
+        compiled.feature_map_backward(
+            op, array, phi.choice(), _array.cotangent(op, d_out, out.shape, array.dtype), gradient
+        )
         return named(_feature_map.feature_map, {"x": gradient}, {"x": x})
 
     return out, pullback

@@ -73,6 +73,7 @@ def linear_attention(
     chunk: int | None = None,
     return_state: bool = False,
     out: NDArray[Any] | None = None,
+    out_state: NDArray[Any] | None = None,
 ) -> NDArray[Any] | FastWeights:
     """Attention whose weights are phi(q).phi(k), so that a matrix of fixed size holds all keys and values: the sum rule.
 
@@ -112,6 +113,8 @@ def linear_attention(
         Also return the state after the last token.
     out : array, optional
         Where to write; of the right shape and dtype, sharing no memory with the inputs.
+    out_state : array (..., K, W), optional
+        Where to write the state after the last token; it may be `state` itself, which is then changed in place.
 
     Returns
     -------
@@ -144,7 +147,7 @@ def linear_attention(
     if causal:
         return run(linear_attention_parts, given)
     writing, reading = linear_attention_sides(given)
-    whole = np.empty(writing.state_shape(), writing.dtype)
+    whole = core.room_for_state(writing, out_state)
     core.run(writing, None, whole)
     read: NDArray[Any] = core.apply(reading(whole), out, False)
     return FastWeights(read, whole) if return_state else read
@@ -165,6 +168,7 @@ def delta_rule(
     chunk: int | None = None,
     return_state: bool = False,
     out: NDArray[Any] | None = None,
+    out_state: NDArray[Any] | None = None,
 ) -> NDArray[Any] | FastWeights:
     """A fast weight memory that edits what it holds: what a key retrieves is moved towards the new value.
 
@@ -205,6 +209,8 @@ def delta_rule(
         Also return the state after the last token.
     out : array, optional
         Where to write; of the right shape and dtype, sharing no memory with the inputs.
+    out_state : array (..., K, W), optional
+        Where to write the state after the last token; it may be `state` itself, which is then changed in place.
 
     Returns
     -------
@@ -253,6 +259,7 @@ def fast_weight(
     chunk: int | None = None,
     return_state: bool = False,
     out: NDArray[Any] | None = None,
+    out_state: NDArray[Any] | None = None,
 ) -> NDArray[Any] | FastWeights:
     """The general recurrence, diagonal plus low rank, of which the named rules are special cases.
 
@@ -291,6 +298,8 @@ def fast_weight(
         Also return the state after the last token.
     out : array, optional
         Where to write; of the right shape and dtype, sharing no memory with the inputs.
+    out_state : array (..., K, W), optional
+        Where to write the state after the last token; it may be `state` itself, which is then changed in place.
 
     Returns
     -------
@@ -328,7 +337,7 @@ class Stability(NamedTuple):
     """What `stability` returns: the largest beta |phi(k)|^2 and the index of its token. Above 2 an update can grow what it erases."""
 
     largest: float
-    index: tuple[int, ...]
+    where: tuple[int, ...]
 
 
 def stability(
@@ -347,7 +356,7 @@ def stability(
     --------
     >>> import recollect as rc
     >>> rc.fastweight.stability([[1.0, 0.0], [2.0, 1.0]], [1.0, 0.5])
-    Stability(largest=2.5, index=(1,))
+    Stability(largest=2.5, where=(1,))
     """
     op = "fastweight.stability"
     array, phi = _feature_map.rows(op, key, feature_map, normalize)
@@ -357,7 +366,9 @@ def stability(
     try:
         sizes = np.asarray(strength * squares)
     except ValueError:
-        raise ValueError(f"{op}: beta has shape {strength.shape}; expected one that broadcasts to {squares.shape}") from None
+        raise ValueError(
+            f"{op}: beta has shape {strength.shape}; expected one that broadcasts to {squares.shape}"
+        ) from None
     if sizes.size == 0:
         return Stability(0.0, ())
     place = np.unravel_index(int(np.argmax(sizes)), sizes.shape)

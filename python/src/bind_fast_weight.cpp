@@ -21,14 +21,19 @@ using Options = std::tuple<std::string, std::string, std::string, bool, index_t>
 
 feature_map::choice chosen(const MapChoice& map) {
   const std::string& norm = std::get<1>(map);
-  return {std::get<0>(map), norm == "sum" ? row_norm::sum : norm == "l2" ? row_norm::l2 : row_norm::none, std::get<2>(map),
-          input(std::get<3>(map))};
+  return {std::get<0>(map),
+          norm == "sum"  ? row_norm::sum
+          : norm == "l2" ? row_norm::l2
+                         : row_norm::none,
+          std::get<2>(map), input(std::get<3>(map))};
 }
 
 fast_weight::parameters parameters(const Options& options) {
   const std::string &rule = std::get<1>(options), &normalise = std::get<2>(options);
   using fast_weight::normalisation;
-  return {rule == "sum" ? fast_weight::rule::sum : rule == "delta" ? fast_weight::rule::delta : fast_weight::rule::general,
+  return {rule == "sum"     ? fast_weight::rule::sum
+          : rule == "delta" ? fast_weight::rule::delta
+                            : fast_weight::rule::general,
           normalise == "none"      ? normalisation::none
           : normalise == "outputs" ? normalisation::outputs
                                    : normalisation::outputs_and_removals,
@@ -106,10 +111,10 @@ void bind_fast_weight(nb::module_& m) {
   m.def("fast_weight", &forward, optional("query"_a), optional("key"_a), optional("value"_a), optional("beta"_a), optional("a"_a),
         optional("b"_a), optional("decay"_a), optional("channel_decay"_a), array("scale"_a), optional("state"_a), "feature_map"_a,
         "options"_a, extra("out"_a), extra("out_state"_a), extra("written"_a), extra("checkpoints"_a));
-  m.def("fast_weight_backward", &backward, optional("query"_a), optional("key"_a), optional("value"_a), optional("beta"_a),
-        optional("a"_a), optional("b"_a), optional("decay"_a), optional("channel_decay"_a), array("scale"_a), optional("state"_a),
-        "feature_map"_a, "options"_a, optional("written"_a), array("checkpoints"_a), optional("d_out"_a), optional("d_out_state"_a),
-        extra("d_query"_a), extra("d_key"_a), extra("d_value"_a), extra("d_beta"_a), extra("d_a"_a), extra("d_b"_a), extra("d_decay"_a),
+  m.def("fast_weight_backward", &backward, optional("query"_a), optional("key"_a), optional("value"_a), optional("beta"_a), optional("a"_a),
+        optional("b"_a), optional("decay"_a), optional("channel_decay"_a), array("scale"_a), optional("state"_a), "feature_map"_a,
+        "options"_a, optional("written"_a), array("checkpoints"_a), optional("d_out"_a), optional("d_out_state"_a), extra("d_query"_a),
+        extra("d_key"_a), extra("d_value"_a), extra("d_beta"_a), extra("d_a"_a), extra("d_b"_a), extra("d_decay"_a),
         extra("d_channel_decay"_a), extra("d_scale"_a), extra("d_state"_a));
   m.def("feature_map", &feature_map_forward, "op"_a, array("x"_a), "feature_map"_a, array("out"_a));
   m.def("feature_map_backward", &feature_map_backward, "op"_a, array("x"_a), "feature_map"_a, array("d_out"_a), array("d_x"_a));

@@ -15,11 +15,15 @@
 
 // Mathematics of numbers and rows; templates that packets go through too.
 #include "recollect/math/exp2.hpp"            // 2^x
+#include "recollect/math/feature_map.hpp"     // what keys and queries of fast weights go through: the list of feature maps
 #include "recollect/math/online_softmax.hpp"  // a softmax whose scores arrive in pieces
 #include "recollect/math/separation.hpp"      // how scores become weights: the list of separations
 
 // The ops: first what each promises, then how it is done.
-#include "recollect/ops/attention.hpp"   // attention::attend and its gradient
-#include "recollect/ops/hopfield.hpp"    // hopfield::energy, hopfield::retrieve and their gradients
-#include "recollect/spec/attention.hpp"  // attention: equation, operands, shapes
-#include "recollect/spec/hopfield.hpp"   // energy and retrieval: equations, operands, shapes
+#include "recollect/ops/attention.hpp"     // attention::attend and its gradient
+#include "recollect/ops/fast_weight.hpp"   // fast_weight::forward and its gradient: linear attention, the delta rule and their family
+#include "recollect/ops/feature_map.hpp"   // feature_map::forward and its gradient
+#include "recollect/ops/hopfield.hpp"      // hopfield::energy, hopfield::retrieve and their gradients
+#include "recollect/spec/attention.hpp"    // attention: equation, operands, shapes
+#include "recollect/spec/fast_weight.hpp"  // fast weights: the recurrence, its rules, operands, shapes
+#include "recollect/spec/hopfield.hpp"     // energy and retrieval: equations, operands, shapes

@@ -199,8 +199,7 @@ struct dpfp {
       for (index_t i = 0; i < 2 * d; ++i) d_r[i] += g[i] * r[i + step];
       for (index_t i = 0; i < 2 * d; ++i) d_r[i + step] += g[i] * r[i];
     }
-    for (index_t k = 0; k < d; ++k)
-      d_x[k] = (x[k] > 0 ? d_r[k] + d_r[2 * d + k] : T(0)) - (x[k] < 0 ? d_r[d + k] + d_r[3 * d + k] : T(0));
+    for (index_t k = 0; k < d; ++k) d_x[k] = (x[k] > 0 ? d_r[k] + d_r[2 * d + k] : T(0)) - (x[k] < 0 ? d_r[d + k] + d_r[3 * d + k] : T(0));
   }
 
  private:
@@ -216,8 +215,8 @@ struct dpfp {
   }
 };
 
-/// Positive random features (Choromanski et al. 2021): with x' = d^(-1/4) x, phi = [exp(R x' - |x'|^2/2); exp(-R x' - |x'|^2/2)] / sqrt(2m),
-/// whose products estimate exp(q . k / sqrt(d)). R has m rows; the caller draws it.
+/// Positive random features (Choromanski et al. 2021): with x' = d^(-1/4) x, phi = [exp(R x' - |x'|^2/2); exp(-R x' - |x'|^2/2)] /
+/// sqrt(2m), whose products estimate exp(q . k / sqrt(d)). R has m rows; the caller draws it.
 struct favor {
   static constexpr std::string_view name = "favor";
   const double* matrix = nullptr;  // (m, d), contiguous

@@ -81,7 +81,8 @@ inline void check(std::string_view op, const operands& in, const parameters& p) 
 }
 
 /// What letters alone cannot say: the width of phi, and that of a state with or without its normaliser.
-inline void check_widths(std::string_view op, const operands& in, const parameters& p, const Shapes& shapes, index_t width, index_t values) {
+inline void check_widths(std::string_view op, const operands& in, const parameters& p, const Shapes& shapes, index_t width,
+                         index_t values) {
   const auto fits = [&](const char* argument, const ConstArray& array) {
     if (array.given() && array.extents[array.rank - 1] != width)
       fail(status::value, op, ": ", argument, " has shape ", array.shape_text(), "; expected a last axis of ", width,
@@ -214,10 +215,9 @@ void forward(std::string_view op, const operands& in, const Map& map, row_norm n
         Sequence<const T> from = problem.sequence(all, h);
         from.value = from_column(from.value, column);
         from.state = from_column(from.state, column);
-        const SequenceResults<T> to{from_column(problem.template output<T>(out.out, h), column),
-                                    from_column(problem.template output<T>(out.state, h), column),
-                                    from_column(problem.template output<T>(out.saved.written, h), column),
-                                    dense_at<T>(out.saved.checkpoints, problem, h)};
+        const SequenceResults<T> to{
+            from_column(problem.template output<T>(out.out, h), column), from_column(problem.template output<T>(out.state, h), column),
+            from_column(problem.template output<T>(out.saved.written, h), column), dense_at<T>(out.saved.checkpoints, problem, h)};
         scan.forward(from, problem.scale_of(all, h), to);
       }
     });
@@ -278,7 +278,8 @@ void backward(std::string_view op, const operands& in, const Map& map, row_norm 
   check_given(op, "checkpoints", kept.checkpoints);
   if (p.rule != rule::sum && in.key.given()) check_given(op, "written", kept.written);
   check_results(op, in, p, shapes, {as_output(d_out), as_output(d_state), {as_output(kept.written), as_output(kept.checkpoints)}}, K, V);
-  static constexpr const char* names[] = {"d_query", "d_key", "d_value", "d_beta", "d_a", "d_b", "d_decay", "d_decay", "d_scale", "d_state"};
+  static constexpr const char* names[] = {"d_query", "d_key",   "d_value", "d_beta",  "d_a",
+                                          "d_b",     "d_decay", "d_decay", "d_scale", "d_state"};
   for (int i = 0; i < operand_count; ++i) check_gradient(op, names[i], wanted[i], all[i], i == scale ? dtype::float64 : type_of(in));
   visit_arithmetic(type_of(in), [&]<class T>() {
     Problem<T> problem = make_problem<T>(shapes, p, shapes.extent('T'), V);
@@ -301,8 +302,7 @@ void backward(std::string_view op, const operands& in, const Map& map, row_norm 
     parallel_for(tasks, [&](index_t task) {
       for (index_t h = sequences * task / tasks; h < sequences * (task + 1) / tasks; ++h) {
         const SequenceTape<T> tape{problem.template output<const T>(d_out, h), problem.template output<const T>(d_state, h),
-                                   problem.template output<const T>(kept.written, h),
-                                   dense_at<const T>(kept.checkpoints, problem, h)};
+                                   problem.template output<const T>(kept.written, h), dense_at<const T>(kept.checkpoints, problem, h)};
         const Sequence<T> gradient{to[query].at(h), to[key].at(h),   to[value].at(h),         to[beta].at(h), to[a].at(h),
                                    to[b].at(h),     to[decay].at(h), to[channel_decay].at(h), to[state].at(h)};
         scales.data()[h] = scan.backward(problem.sequence(all, h), problem.scale_of(all, h), tape, gradient);

@@ -96,8 +96,7 @@ class Chunk {
   /// From the rows to what fades of them and to the coefficients.
   void prepare(const ChunkRows<T>& c) const {
     for (index_t g = 0; g < c.groups; ++g)
-      for (int w = 0; w < form_.writers(); ++w)
-        form_.gated ? couple<true>(c, g, w) : couple<false>(c, g, w);
+      for (int w = 0; w < form_.writers(); ++w) form_.gated ? couple<true>(c, g, w) : couple<false>(c, g, w);
   }
 
   /// S before the chunk to S after it; c.read of q is the output, c.value becomes y and u.
@@ -170,9 +169,7 @@ class Chunk {
     return s;
   }
 
-  const T* cotangent(const ChunkGradients<T>& d, int reader) const {
-    return strict(reader) ? d.value[form_.solved_slot()] : d.d_out;
-  }
+  const T* cotangent(const ChunkGradients<T>& d, int reader) const { return strict(reader) ? d.value[form_.solved_slot()] : d.d_out; }
 
   template <bool Gated>
   void couple(const ChunkRows<T>& c, index_t g, int w) const {
@@ -221,7 +218,8 @@ class Chunk {
           if (Readers == 1 && first_strict && t > s) sums[0][t * group + s] = fma(reader[0][t], now, sums[0][t * group + s]);
           if (Gated && t > s) now = now * decay[t];
           constexpr int last = Readers - 1;
-          if (Readers == 2 || (!first_strict && with_readers)) sums[last][t * group + s] = fma(reader[last][t], now, sums[last][t * group + s]);
+          if (Readers == 2 || (!first_strict && with_readers))
+            sums[last][t * group + s] = fma(reader[last][t], now, sums[last][t * group + s]);
         }
         if (Gated) now.store(c.faded_writer[w] + start + s * wide_keys_ + k);
       }

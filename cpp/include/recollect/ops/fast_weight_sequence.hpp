@@ -25,7 +25,13 @@ template <class T>
 class SequenceScan {
  public:
   SequenceScan(const fast_weight::parameters& p, const RowMap<T>& map, index_t tokens, index_t values)
-      : p_(p), map_(map), count_(tokens), keys_(map.width()), values_(values), wide_keys_(padded<T>(keys_)), wide_values_(padded<T>(values)) {}
+      : p_(p),
+        map_(map),
+        count_(tokens),
+        keys_(map.width()),
+        values_(values),
+        wide_keys_(padded<T>(keys_)),
+        wide_values_(padded<T>(values)) {}
 
   void forward(const Sequence<const T>& from, double scale, const SequenceResults<T>& to) const {
     Scratch& scratch = Scratch::local();
@@ -161,7 +167,8 @@ class SequenceScan {
   }
 
   void load_written(index_t first, index_t count, ChunkForm form, const Rows<const T>& written, const ChunkRows<T>& c) const {
-    for (index_t t = 0; form.remove && t < count; ++t) load_row(written, first + t, values_, c.value[form.solved_slot()] + t * wide_values_);
+    for (index_t t = 0; form.remove && t < count; ++t)
+      load_row(written, first + t, values_, c.value[form.solved_slot()] + t * wide_values_);
     for (index_t t = count; form.erase && t < c.groups * group; ++t) std::fill_n(c.value[1] + t * wide_values_, wide_values_, T(0));
   }
 

@@ -195,7 +195,8 @@ class Tokens {
     if (form_.gated) std::fill_n(c.decay + t * wide_, wide_, T(1));
   }
 
-  /// d log D_t = B_t + q dq - sum of w dw over what is written, B_{t-1} = d log D_t + b db, with B = rowsum(G * S): elementwise in the channel.
+  /// d log D_t = B_t + q dq - sum of w dw over what is written, B_{t-1} = d log D_t + b db, with B = rowsum(G * S): elementwise in the
+  /// channel.
   void pull_balance(index_t here, const ChunkRows<T>& c, const ChunkGradients<T>& d, T* balance, T* d_decay) const {
     const auto add = [&](const T* x, const T* d_x, T sign) {
       for (index_t k = 0; k < wide_; ++k) balance[k] += sign * x[here + k] * d_x[here + k];

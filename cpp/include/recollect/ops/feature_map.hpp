@@ -45,8 +45,7 @@ Map make(std::string_view op, const choice& wanted, index_t d) {
 /// Calls run(map) with the map that is wanted, for rows of d numbers.
 template <class Run>
 void with_map(std::string_view op, const choice& wanted, index_t d, Run&& run) {
-  visit_by_name(feature_maps{}, op, "feature_map", wanted.name,
-                [&]<class Map>() { run(detail::make<Map>(op, wanted, d)); });
+  visit_by_name(feature_maps{}, op, "feature_map", wanted.name, [&]<class Map>() { run(detail::make<Map>(op, wanted, d)); });
 }
 
 namespace detail {
@@ -67,7 +66,8 @@ struct RowWalk {
 inline void check_rows(std::string_view op, const char* argument, const ConstArray& array, const ConstArray& like, index_t width) {
   ConstArray wanted = like;
   wanted.extents[like.rank - 1] = width;
-  if (!array.given() || array.rank != like.rank || !std::equal(array.extents.begin(), array.extents.begin() + like.rank, wanted.extents.begin()))
+  if (!array.given() || array.rank != like.rank ||
+      !std::equal(array.extents.begin(), array.extents.begin() + like.rank, wanted.extents.begin()))
     fail(status::value, op, ": ", argument, " has shape ", array.shape_text(), "; expected ", wanted.shape_text());
   if (array.type != like.type) fail(status::type, op, ": ", argument, " has dtype ", name(array.type), "; expected ", name(like.type));
 }
@@ -93,7 +93,8 @@ inline void check_x(std::string_view op, const ConstArray& x) {
   check_given(op, "x", x);
   if (x.type != dtype::float32 && x.type != dtype::float64)
     fail(status::type, op, ": x has dtype ", name(x.type), "; expected float32 or float64");
-  if (x.rank < 1 || x.extents[x.rank - 1] < 1) fail(status::value, op, ": x has shape ", x.shape_text(), "; expected (..., d), d of 1 or more");
+  if (x.rank < 1 || x.extents[x.rank - 1] < 1)
+    fail(status::value, op, ": x has shape ", x.shape_text(), "; expected (..., d), d of 1 or more");
 }
 
 }  // namespace detail

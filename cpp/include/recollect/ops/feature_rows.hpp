@@ -130,7 +130,8 @@ template <class P>
 inline void fetch_row(const Rows<P>& rows, index_t t, index_t width) {
   if (!rows || rows.inner != 1) return;
   const char* row = reinterpret_cast<const char*>(&rows.at(t));
-  for (index_t byte = 0; byte < width * static_cast<index_t>(sizeof(P)); byte += 64) __builtin_prefetch(row + byte, std::is_const_v<P> ? 0 : 1, 2);
+  for (index_t byte = 0; byte < width * static_cast<index_t>(sizeof(P)); byte += 64)
+    __builtin_prefetch(row + byte, std::is_const_v<P> ? 0 : 1, 2);
 }
 
 }  // namespace detail

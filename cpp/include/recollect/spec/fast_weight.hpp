@@ -31,7 +31,7 @@ using operands = basic_operands<ConstArray>;
 using gradients = basic_operands<Array>;
 
 inline constexpr ShapeRow operand_shapes[] = {
-    {"query", "... T d"}, {"key", "... T d"},  {"value", "... T V"},         {"beta", "... T"}, {"a", "... T K"},
+    {"query", "... T d"}, {"key", "... T d"}, {"value", "... T V"},         {"beta", "... T"}, {"a", "... T K"},
     {"b", "... T K"},     {"decay", "... T"}, {"channel_decay", "... T K"}, {"scale", "..."},  {"state", "... K W"},
 };
 
