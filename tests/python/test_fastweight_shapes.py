@@ -217,6 +217,41 @@ def test_out(rng, dtype, op, same_bits):
 
 
 @pytest.mark.parametrize("op", fw.OPS)
+@pytest.mark.parametrize("T", [0, 1, 30, 70])
+def test_out_state(rng, dtype, op, T, same_bits):
+    """The last state in a caller's array, which may be that of the first."""
+    first, o = fw.problem(op, rng, dtype, 5, batch=(2,)), fw.problem(op, rng, dtype, T, batch=(2,))
+    _, state = fw.call(op, first, return_state=True)
+    before = state.copy()
+    plain, last = fw.call(op, o, state=state, return_state=True)
+    room = np.full(last.shape, np.nan, dtype)
+    both = fw.call(op, o, state=state, return_state=True, out_state=room)
+    assert both.state is room
+    same_bits(both.out, plain)
+    same_bits(room, last)
+    same_bits(state, before)
+    room[...] = np.nan
+    fw.call(op, o, state=state, out_state=room)
+    same_bits(room, last)
+    same_bits(fw.call(op, o, state=state, out_state=state), plain)
+    same_bits(state, last)
+
+
+@pytest.mark.parametrize("op", fw.OPS)
+def test_out_state_that_is_wrong(rng, op):
+    o = fw.problem(op, rng, np.float64, 5)
+    _, state = fw.call(op, o, return_state=True)
+    frozen = state.copy()
+    frozen.flags.writeable = False
+    for bad, kind in (
+        (np.zeros((9, 9)), ValueError), (state.astype(np.float32), TypeError), ([[1.0]], TypeError), (frozen, ValueError),
+        (o["value"][:, :1], ValueError),
+    ):  # fmt: skip
+        with pytest.raises(kind, match=rf"fastweight\.{op}: .*\bout_state\b"):
+            fw.call(op, o, out_state=bad)
+
+
+@pytest.mark.parametrize("op", fw.OPS)
 @pytest.mark.parametrize("kind", ["Fortran", "every other column", "reversed rows", "reversed columns", "not aligned"])
 def test_out_in_an_unusual_layout_is_right_or_refused(rng, dtype, op, same_bits, kind):
     o = fw.problem(op, rng, dtype, 5, 6, 4)
