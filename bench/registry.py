@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from . import attention, backtracking, layers, ops, separations
+from . import attention, backtracking, fast_weight, layers, ops, separations
 
 
 @dataclass(frozen=True)
@@ -163,6 +163,38 @@ for _name in ("lstm", "backtracking"):
         elements=lambda B, T, D, H, **_: B * T * (2 * D + 14 * H),
         slack=40.0,  # errors go round the recurrence, and a weight is a quotient of differences
     )
+# Fast weights: 6 d^2 FLOP a token and head for the delta rule (what a key finds, what is written, what a query reads), 4 d^2 for the
+# sum rule. A gradient has 14 d^2 (10 d^2) more: G is written to by b and q and read by k, the gradients of q, b and k are read from S
+# and G, and S is written once more.
+for _name, _forward in (("delta", 6), ("gated", 6), ("kimi", 6), ("linear", 4)):
+    OPS[_name] = Op(
+        needs=("fastweight.delta_rule",),
+        inputs=fast_weight.inputs,
+        ours=fast_weight.ours,
+        truth=fast_weight.truth,
+        flops=lambda H, T, d, count=_forward: count * H * T * d * d,
+        elements=lambda H, T, d: 4 * H * T * d,
+        slack=4.0,
+    )
+    OPS[f"{_name}_gradient"] = Op(
+        needs=("fastweight.delta_rule", "vjp"),
+        inputs=fast_weight.inputs,
+        ours=fast_weight.gradient_ours,
+        truth=fast_weight.gradient_truth,
+        flops=lambda H, T, d, count=_forward: (20 if count == 6 else 14) * H * T * d * d,
+        elements=lambda H, T, d: 12 * H * T * d,
+        slack=16.0,
+    )
+# One token for every head: the state is read and written.
+OPS["delta_step"] = Op(
+    needs=("fastweight.delta_rule",),
+    inputs=fast_weight.inputs,
+    ours=fast_weight.step_ours,
+    truth=fast_weight.truth,
+    flops=lambda H, T, d: 6 * H * T * d * d,
+    elements=lambda H, T, d: 2 * H * d * d + 4 * H * T * d,
+    slack=4.0,
+)
 
 _FORWARD = ("torch-sdpa", "torch-loop", "numpy")
 _FEW = (*_FORWARD, "faiss-top10")
@@ -292,4 +324,23 @@ CASES = (
         targets={"torch-autograd": 25.0, "torch-released": 25.0},
     ),
     Case("lstm", dict(B=20, T=100, D=512, H=512), ("torch-lstm",), "fma", of_limit=0.5),
+    # Fast weights, sixteen heads
+    *(
+        Case(op, dict(H=16, T=4096, d=d), peers, "fma", targets=targets, of_limit=of_limit)
+        for d in (64, 128)
+        for op, peers, targets, of_limit in (
+            (
+                "delta",
+                ("torch-chunk32", "torch-chunk64", "torch-loop"),
+                {"torch-chunk32": 14.0},
+                0.68 if d == 64 else 0.62,
+            ),
+            ("gated", ("ours-ungated",), {}, 0.68 if d == 64 else 0.62),
+            ("linear", ("torch-chunk32", "torch-chunk64"), {"torch-chunk32": 14.0}, 0.68 if d == 64 else 0.62),
+            ("delta_gradient", ("torch-chunk32", "torch-chunk64"), {"torch-chunk32": 25.0}, 0.45),
+        )
+    ),
+    Case(
+        "delta_step", dict(H=4096, T=1, d=64), ("torch-step",), "bandwidth", targets={"torch-step": 20.0}, of_limit=0.8
+    ),
 )

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Associative memories for NumPy: Hopfield retrieval, attention, and sparse attentive backtracking, forward and backward.
+"""Associative memories for NumPy: Hopfield networks, attention, fast weights and sparse attentive backtracking, forward and
+backward.
 
 >>> import numpy as np, recollect as rc
 >>> rng = np.random.default_rng(0)
@@ -10,18 +11,29 @@
 True
 """
 
-from . import _attention_vjp, _backtracking_vjp, _hopfield_vjp, attention, backtracking, hopfield, layers
+from . import (
+    _attention_vjp,
+    _backtracking_vjp,
+    _fastweight_vjp,
+    _hopfield_vjp,
+    attention,
+    backtracking,
+    fastweight,
+    hopfield,
+    layers,
+)
 from ._config import show_config
 from ._core import core as _core
 from ._separation import separations
 from ._threads import get_num_threads, set_num_threads
 from ._vjp import vjp
 
-del _attention_vjp, _backtracking_vjp, _hopfield_vjp
+del _attention_vjp, _backtracking_vjp, _fastweight_vjp, _hopfield_vjp
 
 __all__ = [
     "attention",
     "backtracking",
+    "fastweight",
     "get_num_threads",
     "hopfield",
     "layers",

@@ -35,7 +35,7 @@ def vjp(op: Callable[..., Any], /, *args: Any, **kwargs: Any) -> tuple[Any, Call
     Parameters
     ----------
     op : function
-        `recollect.hopfield.energy`, `recollect.hopfield.retrieve`, `recollect.attention.attend` or
+        `recollect.hopfield.energy`, `recollect.hopfield.retrieve`, `recollect.attention.attend`, an op of `recollect.fastweight`, or
         `recollect.backtracking.sparse_read`, whose pullback takes the cotangent of `value`.
     *args, **kwargs
         Its arguments; arrays by position or by keyword.
@@ -45,7 +45,7 @@ def vjp(op: Callable[..., Any], /, *args: Any, **kwargs: Any) -> tuple[Any, Call
     out : array
         What ``op(*args, **kwargs)`` returns.
     pullback : function
-        Takes d_out of the shape of `out` and returns a named tuple with one field for each differentiable argument that was given,
+        Takes d_out of the shape of `out` (a tuple where the op returns a state too) and returns a named tuple with one field for each differentiable argument that was given,
         in the signature's order, of that argument's own shape: what was broadcast is summed. It may be called more than once.
 
     Raises

@@ -8,6 +8,7 @@
 #include "recollect/core/parallel.hpp"
 #include "recollect/ops/packet.hpp"
 #include "recollect/spec/attention.hpp"
+#include "recollect/spec/fast_weight.hpp"
 #include "recollect/spec/hopfield.hpp"
 #include "recollect/version.hpp"
 
@@ -16,6 +17,7 @@ namespace nb = nanobind;
 namespace recollect::python {
 void bind_attention(nb::module_& m);
 void bind_backtracking(nb::module_& m);
+void bind_fast_weight(nb::module_& m);
 void bind_hopfield(nb::module_& m);
 }  // namespace recollect::python
 
@@ -54,6 +56,7 @@ nb::dict shapes() {
   };
   add("hopfield", recollect::hopfield::operand_shapes);
   add("attention", recollect::attention::operand_shapes);
+  add("fastweight", recollect::fast_weight::operand_shapes);
   return tables;
 }
 
@@ -74,4 +77,5 @@ NB_MODULE(RECOLLECT_MODULE, m) {
   recollect::python::bind_hopfield(m);
   recollect::python::bind_attention(m);
   recollect::python::bind_backtracking(m);
+  recollect::python::bind_fast_weight(m);
 }

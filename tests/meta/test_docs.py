@@ -11,7 +11,10 @@ import recollect as rc
 from recollect._core import core
 
 README = Path(__file__).parents[2] / "README.md"
-OPS = [rc.hopfield.energy, rc.hopfield.retrieve, rc.hopfield.nearest, rc.attention.attend]
+OPS = [
+    *(rc.hopfield.energy, rc.hopfield.retrieve, rc.hopfield.nearest, rc.attention.attend),
+    *(rc.fastweight.linear_attention, rc.fastweight.delta_rule, rc.fastweight.fast_weight),
+]
 PUBLIC = [*OPS, rc.vjp, rc.set_num_threads, rc.get_num_threads, rc.show_config, rc.hopfield.HopfieldMemory]
 
 

@@ -15,16 +15,20 @@
 
 // Mathematics of numbers and rows; templates that packets go through too.
 #include "recollect/math/exp2.hpp"            // 2^x
+#include "recollect/math/feature_map.hpp"     // what keys and queries of fast weights go through: the list of feature maps
 #include "recollect/math/online_softmax.hpp"  // a softmax whose scores arrive in pieces
 #include "recollect/math/separation.hpp"      // how scores become weights: the list of separations
 #include "recollect/math/tanh.hpp"            // tanh and the logistic function
 
 // The ops: first what each promises, then how it is done.
-#include "recollect/ops/attention.hpp"      // attention::attend and its gradient
+#include "recollect/ops/attention.hpp"     // attention::attend and its gradient
 #include "recollect/ops/backtracking.hpp"   // backtracking::forward, the recurrence with reminders, and its gradient
 #include "recollect/ops/cells.hpp"          // the recurrent cells it can have: lstm, gru
+#include "recollect/ops/fast_weight.hpp"   // fast_weight::forward and its gradient: linear attention, the delta rule and their family
+#include "recollect/ops/feature_map.hpp"   // feature_map::forward and its gradient
 #include "recollect/ops/hopfield.hpp"       // hopfield::energy, hopfield::retrieve and their gradients
 #include "recollect/ops/sparse_read.hpp"    // backtracking::read, the sparse read alone, and its gradient
 #include "recollect/spec/attention.hpp"     // attention: equation, operands, shapes
 #include "recollect/spec/backtracking.hpp"  // sparse attentive backtracking: equations, which edges carry gradient, operands
+#include "recollect/spec/fast_weight.hpp"  // fast weights: the recurrence, its rules, operands, shapes
 #include "recollect/spec/hopfield.hpp"      // energy and retrieval: equations, operands, shapes

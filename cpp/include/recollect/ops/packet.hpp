@@ -69,6 +69,10 @@ struct Packet {
     return pselect(pcmp_lt(a.r, pset1<Register>(T(0))), then.r, otherwise.r);
   }
   friend T sum(Packet a) { return Eigen::internal::predux(a.r); }
+  /// `a` where x > 0, and 0 elsewhere.
+  friend Packet where_positive(Packet x, Packet a) {
+    return Eigen::internal::pand(Eigen::internal::pcmp_lt(Eigen::internal::pset1<Register>(T(0)), x.r), a.r);
+  }
   friend T largest(Packet a) { return Eigen::internal::predux_max(a.r); }
 
   /// 2^n for a whole number n <= 64, held as a number in n and in the low bits of shifted = n + exponent_shift.
@@ -94,6 +98,39 @@ void transpose(Packet<T> (&square)[Packet<T>::width]) {
     for (int i = 0; i < Packet<T>::width; ++i) block.packet[i] = square[i].r;
     Eigen::internal::ptranspose(block);
     for (int i = 0; i < Packet<T>::width; ++i) square[i].r = block.packet[i];
+  }
+}
+
+namespace detail {
+
+/// Adds halves of a register until it is one of the smallest that can be transposed.
+template <class Register>
+auto folded(const Register& r) {
+  if constexpr (Eigen::internal::unpacket_traits<Register>::size > 4)
+    return folded(Eigen::internal::predux_half_dowto4(r));
+  else
+    return r;
+}
+
+}  // namespace detail
+
+/// sums[i] = the sum over the lanes of packet i.
+template <class T, int Count>
+void lane_sums(const Packet<T> (&packets)[Count], T* sums) {
+  using Register = decltype(detail::folded(packets[0].r));
+  constexpr int width = Eigen::internal::unpacket_traits<Register>::size;
+  static_assert(Count % width == 0);
+  for (int first = 0; first < Count; first += width) {
+    if constexpr (width == 1) {
+      sums[first] = packets[first].r;
+    } else {
+      Eigen::internal::PacketBlock<Register, width> block;
+      for (int i = 0; i < width; ++i) block.packet[i] = detail::folded(packets[first + i].r);
+      Eigen::internal::ptranspose(block);
+      Register total = block.packet[0];
+      for (int i = 1; i < width; ++i) total = Eigen::internal::padd(total, block.packet[i]);
+      Eigen::internal::pstoreu(sums + first, total);
+    }
   }
 }
 

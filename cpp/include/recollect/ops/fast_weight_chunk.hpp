@@ -1,0 +1,383 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/// The fast weight recurrence over a chunk of tokens, in groups. b and q are readers, w and a are writers of a state:
+///
+///     u_t = b_t^T S_{t-1},     S_t = D_t S_{t-1} + w_t y_t^T (+ a_t u_t^T),     o_t = q_t^T S_t
+///
+/// and y_t = v_t, or v_t + u_t where w itself is what erases. What a reader finds in a group is what it reads from the state before the
+/// group, faded on the way, and what the writers before it have left, faded since (the coefficients):
+///
+///     read_t = (reader_t . D..)^T S + sum_s (reader_t . D_{s..t} writer_s) value_s
+///
+/// Decays are only ever multiplied, never divided by: a product that underflows is a memory that is gone.
+///
+/// The gradient is made of the same scans. The state's gradient G runs backwards, written to by the readers and read by the writers;
+/// what multiplies the rows themselves is read from G and from S turned over their diagonals.
+#pragma once
+
+#include "recollect/ops/state_scan.hpp"
+
+namespace recollect::detail {
+
+struct ChunkForm {
+  bool query = true, write = true, remove = false, erase = false, gated = false;
+  int readers() const { return int{query} + int{remove}; }
+  int writers() const { return int{write} + int{erase}; }
+  int query_slot() const { return remove ? 1 : 0; }
+  int solved_slot() const { return erase ? 1 : 0; }  // the writer whose values come of u
+};
+
+/// All rows of a chunk, padded to whole groups and packets with tokens that do nothing. Slots: b before q, w before a.
+template <class T>
+struct ChunkRows {
+  index_t groups = 0;
+  std::array<T*, 2> reader{}, faded_reader{}, writer{}, faded_writer{};  // (tokens, K)
+  std::array<T*, 2> value{}, read{};                                     // (tokens, V): y and u; what b and q read
+  T *decay = nullptr, *end = nullptr;                                    // (tokens, K); (groups, K): the product over a group
+  T* coefficients = nullptr;                                             // (groups, reader, writer, group, group)
+
+  T* square(index_t g, int reader_slot, int writer_slot) const {
+    return coefficients + ((g * 2 + reader_slot) * 2 + writer_slot) * group * group;
+  }
+};
+
+/// What the backward pass makes of them. d_reader and d_writer first hold the gradients of the faded rows.
+template <class T>
+struct ChunkGradients {
+  std::array<T*, 2> reader{}, writer{}, value{};
+  const T* d_out = nullptr;
+  T* coefficients = nullptr;
+};
+
+template <class T>
+class Chunk {
+  using P = Packet<T>;
+
+ public:
+  Chunk(ChunkForm form, index_t keys, index_t values)
+      : form_(form), keys_(keys), values_(values), wide_keys_(padded<T>(keys)), wide_values_(padded<T>(values)) {}
+
+  /// Rows of arrays whose sizes are powers of two would all begin at the same place of a page and wait for each other in the first-level
+  /// cache: some lines between them keep them apart.
+  static T* take(Scratch& scratch, index_t count) { return scratch.take<T>(count + 5 * 64 / static_cast<index_t>(sizeof(T))); }
+
+  ChunkRows<T> make(Scratch& scratch, index_t tokens) const {
+    ChunkRows<T> c;
+    const index_t groups = (tokens + group - 1) / group, count = groups * group;
+    for (int r = 0; r < form_.readers(); ++r) {
+      c.faded_reader[r] = c.reader[r] = take(scratch, count * wide_keys_);
+      if (form_.gated) c.faded_reader[r] = take(scratch, count * wide_keys_);
+      c.read[r] = take(scratch, count * wide_values_);
+    }
+    for (int w = 0; w < form_.writers(); ++w) {
+      c.faded_writer[w] = c.writer[w] = take(scratch, count * wide_keys_);
+      if (form_.gated) c.faded_writer[w] = take(scratch, count * wide_keys_);
+      c.value[w] = take(scratch, count * wide_values_);
+    }
+    if (form_.gated) {
+      c.decay = take(scratch, count * wide_keys_);
+      c.end = take(scratch, groups * wide_keys_);
+    }
+    c.coefficients = take(scratch, groups * 4 * group * group);
+    return c;
+  }
+
+  ChunkGradients<T> make_gradients(Scratch& scratch, const ChunkRows<T>& c) const {
+    ChunkGradients<T> d;
+    const index_t count = c.groups * group;
+    for (int r = 0; r < form_.readers(); ++r) d.reader[r] = take(scratch, count * wide_keys_);
+    for (int w = 0; w < form_.writers(); ++w) {
+      d.writer[w] = take(scratch, count * wide_keys_);
+      d.value[w] = take(scratch, count * wide_values_);
+    }
+    d.coefficients = take(scratch, c.groups * 4 * group * group);
+    return d;
+  }
+
+  /// From the rows to what fades of them and to the coefficients.
+  void prepare(const ChunkRows<T>& c) const {
+    for (index_t g = 0; g < c.groups; ++g)
+      for (int w = 0; w < form_.writers(); ++w) form_.gated ? couple<true>(c, g, w) : couple<false>(c, g, w);
+  }
+
+  /// S before the chunk to S after it; c.read of q is the output, c.value becomes y and u.
+  template <class Place>
+  void forward(const ChunkRows<T>& c, Place&& place) const {
+    Scan<T> s = natural(c);
+    s.writing = form_.writers();
+    s.reading = form_.readers();
+    for (int w = 0; w < form_.writers(); ++w) s.writers[w] = {c.faded_writer[w], c.value[w]};
+    for (int r = 0; r < form_.readers(); ++r) s.readers[r] = {c.faded_reader[r], c.read[r]};
+    scan_states(s, place, [&](index_t g, index_t column, int packets) {
+      for (int j = 0; j < packets; ++j) complete(c, g, column + j * P::width);
+    });
+  }
+
+  /// Three scans: G backwards, from which come the gradients of the values; the same turned, which gives those of the writers; and S
+  /// turned, forwards again, which gives those of the readers. `state` is S before the chunk and `gradient` that of S after it, turned.
+  void backward(const ChunkRows<T>& c, const ChunkGradients<T>& d, T* gradient, T* turned_gradient, T* turned_state) const {
+    Scan<T> s = natural(c);
+    s.backwards = true;
+    s.writing = form_.readers();
+    s.reading = form_.writers();
+    for (int r = 0; r < form_.readers(); ++r) s.writers[r] = {c.faded_reader[r], cotangent(d, r)};
+    for (int w = 0; w < form_.writers(); ++w) s.readers[w] = {c.faded_writer[w], d.value[w]};
+    scan_state(s, gradient, [&](index_t g, index_t column, int packets) {
+      for (int j = 0; j < packets; ++j) complete_adjoint(c, d, g, column + j * P::width);
+    });
+    const auto nothing = [](index_t, index_t, int) {};
+    s = turned(c);
+    s.backwards = true;
+    s.writing = form_.readers();
+    s.reading = form_.writers();
+    for (int r = 0; r < form_.readers(); ++r) s.writers[r] = {cotangent(d, r), c.faded_reader[r]};
+    for (int w = 0; w < form_.writers(); ++w) s.readers[w] = {c.value[w], d.writer[w]};
+    scan_state(s, turned_gradient, nothing);
+    s = turned(c);
+    s.writing = form_.writers();
+    s.reading = form_.readers();
+    for (int w = 0; w < form_.writers(); ++w) s.writers[w] = {c.value[w], c.faded_writer[w]};
+    for (int r = 0; r < form_.readers(); ++r) s.readers[r] = {cotangent(d, r), d.reader[r]};
+    scan_state(s, turned_state, nothing);
+    for (index_t g = 0; g < c.groups; ++g) {
+      for (int r = 0; r < form_.readers(); ++r)
+        for (int w = 0; w < form_.writers(); ++w) products(cotangent(d, r), c.value[w], d, g, r, w);
+      form_.gated ? pull<true>(c, d, g) : pull<false>(c, d, g);
+    }
+  }
+
+ private:
+  bool strict(int reader) const { return form_.remove && reader == 0; }  // b reads before its token writes, q after
+
+  Scan<T> natural(const ChunkRows<T>& c) const {
+    Scan<T> s;
+    s.rows = keys_;
+    s.row_stride = wide_keys_;
+    s.columns = wide_values_;
+    s.groups = c.groups;
+    s.fade = form_.gated ? fading::rows : fading::none;
+    s.fades = c.end;
+    s.fade_stride = wide_keys_;
+    return s;
+  }
+
+  Scan<T> turned(const ChunkRows<T>& c) const {
+    Scan<T> s = natural(c);
+    s.rows = values_;
+    s.row_stride = wide_values_;
+    s.columns = wide_keys_;
+    if (form_.gated) s.fade = fading::columns;
+    return s;
+  }
+
+  const T* cotangent(const ChunkGradients<T>& d, int reader) const { return strict(reader) ? d.value[form_.solved_slot()] : d.d_out; }
+
+  template <bool Gated>
+  void couple(const ChunkRows<T>& c, index_t g, int w) const {
+    if (form_.query && form_.remove)
+      couple<Gated, 2>(c, g, w);
+    else
+      couple<Gated, 1>(c, g, w);
+  }
+
+  /// Coefficients of one group and one set of writers; with the first set, the readers and the decay over the group too.
+  template <bool Gated, int Readers>
+  void couple(const ChunkRows<T>& c, index_t g, int w) const {
+    P sums[Readers][group * group];
+    for (auto& square : sums)
+#pragma GCC unroll 16
+      for (P& sum : square) sum = P(T(0));
+    const index_t start = g * group * wide_keys_;
+    const bool with_readers = form_.readers() > 0, first_strict = strict(0);
+    for (index_t k = 0; k < wide_keys_; k += P::width) {
+      const auto at = [&](const T* rows, index_t t) { return P::load(rows + start + t * wide_keys_ + k); };
+      P decay[group], reader[Readers][group];
+      std::fill(decay, decay + group, P(T(0)));
+      for (auto& row : reader) std::fill(row, row + group, P(T(0)));
+      if constexpr (Gated)
+        for (index_t t = 0; t < group; ++t) decay[t] = at(c.decay, t);
+      for (int r = 0; r < Readers && with_readers; ++r)
+        for (index_t t = 0; t < group; ++t) reader[r][t] = at(c.reader[r], t);
+      if constexpr (Gated)
+        if (w == 0) {
+          P fade(T(1));
+          for (index_t t = 0; t < group; ++t) {
+            const P before = fade;
+            fade = fade * decay[t];
+            for (int r = 0; r < Readers && with_readers; ++r)
+              (reader[r][t] * (strict(r) ? before : fade)).store(c.faded_reader[r] + start + t * wide_keys_ + k);
+          }
+          fade.store(c.end + g * wide_keys_ + k);
+        }
+#pragma GCC unroll 4
+      for (index_t s = 0; s < group; ++s) {
+        P now = at(c.writer[w], s);
+#pragma GCC unroll 4
+        for (index_t t = s; t < group; ++t) {
+          // Of two readers the first is b; one alone may be either.
+          if (Readers == 2 && t > s) sums[0][t * group + s] = fma(reader[0][t], now, sums[0][t * group + s]);
+          if (Readers == 1 && first_strict && t > s) sums[0][t * group + s] = fma(reader[0][t], now, sums[0][t * group + s]);
+          if (Gated && t > s) now = now * decay[t];
+          constexpr int last = Readers - 1;
+          if (Readers == 2 || (!first_strict && with_readers))
+            sums[last][t * group + s] = fma(reader[last][t], now, sums[last][t * group + s]);
+        }
+        if (Gated) now.store(c.faded_writer[w] + start + s * wide_keys_ + k);
+      }
+    }
+    for (int r = 0; r < Readers; ++r) lane_sums(sums[r], c.square(g, r, w));
+  }
+
+  /// u, y and what q reads, for one packet of columns.
+  void complete(const ChunkRows<T>& c, index_t g, index_t column) const {
+    if (!form_.write) return;
+    const index_t first = g * group * wide_values_ + column;
+    const auto rows = [&](const T* from, P(&to)[group]) {
+      for (index_t t = 0; t < group; ++t) to[t] = P::load(from + first + t * wide_values_);
+    };
+    const auto keep = [&](const P(&from)[group], T* to) {
+      for (index_t t = 0; t < group; ++t) from[t].store(to + first + t * wide_values_);
+    };
+    P value[group], u[group] = {P(T(0)), P(T(0)), P(T(0)), P(T(0))};
+    rows(c.value[0], value);
+    if (form_.remove) {
+      rows(c.read[0], u);
+      if (form_.erase) add<1>(c.square(g, 0, 0), value, u);
+      if (!form_.erase)
+        for (index_t t = 0; t < group; ++t) u[t] = u[t] + value[t];
+      solve(c.square(g, 0, form_.solved_slot()), u);
+      keep(u, c.value[form_.solved_slot()]);
+    }
+    if (form_.query) {
+      P out[group];
+      const int q = form_.query_slot();
+      rows(c.read[q], out);
+      if (form_.erase || !form_.remove) add<0>(c.square(g, q, 0), value, out);
+      if (form_.remove) add<0>(c.square(g, q, form_.solved_slot()), u, out);
+      keep(out, c.read[q]);
+    }
+  }
+
+  /// The adjoint of `complete`: gradients of v and u from those of what was written and of what q read.
+  void complete_adjoint(const ChunkRows<T>& c, const ChunkGradients<T>& d, index_t g, index_t column) const {
+    if (!form_.write) return;
+    const index_t first = g * group * wide_values_ + column;
+    P d_out[group] = {P(T(0)), P(T(0)), P(T(0)), P(T(0))}, d_value[2][group];
+    if (form_.query)
+      for (index_t t = 0; t < group; ++t) d_out[t] = P::load(d.d_out + first + t * wide_values_);
+    for (int w = 0; w < form_.writers(); ++w) {
+      for (index_t t = 0; t < group; ++t) d_value[w][t] = P::load(d.value[w] + first + t * wide_values_);
+      if (form_.query) add_adjoint<0>(c.square(g, form_.query_slot(), w), d_out, d_value[w]);
+    }
+    if (form_.remove) {
+      solve_adjoint(c.square(g, 0, form_.solved_slot()), d_value[form_.solved_slot()]);
+      if (form_.erase) add_adjoint<1>(c.square(g, 0, 0), d_value[1], d_value[0]);
+    }
+    for (int w = 0; w < form_.writers(); ++w)
+      for (index_t t = 0; t < group; ++t) d_value[w][t].store(d.value[w] + first + t * wide_values_);
+  }
+
+  /// to_t += sum_{s <= t - Gap} m(t, s) from_s
+  template <int Gap>
+  static void add(const T* m, const P (&from)[group], P (&to)[group]) {
+#pragma GCC unroll 4
+    for (index_t t = 0; t < group; ++t)
+#pragma GCC unroll 4
+      for (index_t s = 0; s + Gap <= t; ++s) to[t] = fma(P(m[t * group + s]), from[s], to[t]);
+  }
+
+  template <int Gap>
+  static void add_adjoint(const T* m, const P (&from)[group], P (&to)[group]) {
+#pragma GCC unroll 4
+    for (index_t s = 0; s < group; ++s)
+#pragma GCC unroll 4
+      for (index_t t = s + Gap; t < group; ++t) to[s] = fma(P(m[t * group + s]), from[t], to[s]);
+  }
+
+  static void solve(const T* m, P (&x)[group]) {
+#pragma GCC unroll 4
+    for (index_t s = 0; s < group; ++s)
+#pragma GCC unroll 4
+      for (index_t t = s + 1; t < group; ++t) x[t] = fma(P(m[t * group + s]), x[s], x[t]);
+  }
+
+  static void solve_adjoint(const T* m, P (&x)[group]) {
+#pragma GCC unroll 4
+    for (index_t t = group - 1; t > 0; --t)
+#pragma GCC unroll 4
+      for (index_t s = 0; s < t; ++s) x[s] = fma(P(m[t * group + s]), x[t], x[s]);
+  }
+
+  /// Gradients of the coefficients: scalar products of what a reader was asked for with what a writer wrote.
+  void products(const T* asked, const T* written, const ChunkGradients<T>& d, index_t g, int r, int w) const {
+    P sums[group * group];
+#pragma GCC unroll 16
+    for (P& sum : sums) sum = P(T(0));
+    const index_t first = g * group * wide_values_;
+    for (index_t k = 0; k < wide_values_; k += P::width) {
+      P right[group];
+#pragma GCC unroll 4
+      for (index_t s = 0; s < group; ++s) right[s] = P::load(written + first + s * wide_values_ + k);
+#pragma GCC unroll 4
+      for (index_t t = 0; t < group; ++t) {
+        const P left = P::load(asked + first + t * wide_values_ + k);
+#pragma GCC unroll 4
+        for (index_t s = 0; s <= t; ++s) sums[t * group + s] = fma(left, right[s], sums[t * group + s]);
+      }
+    }
+    lane_sums(sums, d.coefficients + ((g * 2 + r) * 2 + w) * group * group);
+  }
+
+  /// From the gradients of faded rows and of the coefficients to those of the rows.
+  template <bool Gated>
+  void pull(const ChunkRows<T>& c, const ChunkGradients<T>& d, index_t g) const {
+    const index_t start = g * group * wide_keys_;
+    const int q = form_.query_slot();
+    for (index_t k = 0; k < wide_keys_; k += P::width) {
+      const auto at = [&](T* rows, index_t t) { return rows + start + t * wide_keys_ + k; };
+      P decay[group], b[group], query[group], d_b[group], d_query[group], fade(T(1));
+      for (P* row : {decay, b, query, d_b, d_query}) std::fill(row, row + group, P(T(0)));
+#pragma GCC unroll 4
+      for (index_t t = 0; t < group; ++t) {
+        if (form_.remove) b[t] = P::load(at(c.reader[0], t)), d_b[t] = P::load(at(d.reader[0], t));
+        if (form_.query) query[t] = P::load(at(c.reader[q], t)), d_query[t] = P::load(at(d.reader[q], t));
+        if constexpr (Gated) {
+          decay[t] = P::load(at(c.decay, t));
+          if (form_.remove) d_b[t] = d_b[t] * fade;
+          fade = fade * decay[t];
+          if (form_.query) d_query[t] = d_query[t] * fade;
+        }
+      }
+      for (int w = 0; w < form_.writers(); ++w) {
+        const T* d_erased = d.coefficients + ((g * 2 + 0) * 2 + w) * group * group;
+        const T* d_read = d.coefficients + ((g * 2 + q) * 2 + w) * group * group;
+#pragma GCC unroll 4
+        for (index_t s = 0; s < group; ++s) {
+          P now = P::load(at(c.writer[w], s)), d_now = P::load(at(d.writer[w], s));
+#pragma GCC unroll 4
+          for (index_t t = s; t < group; ++t) {
+            if (form_.remove && t > s) d_b[t] = fma(P(d_erased[t * group + s]), now, d_b[t]);
+            if (Gated && t > s) now = now * decay[t];
+            if (form_.query) d_query[t] = fma(P(d_read[t * group + s]), now, d_query[t]);
+          }
+#pragma GCC unroll 4
+          for (index_t t = group - 1; t >= s; --t) {
+            if (form_.query) d_now = fma(P(d_read[t * group + s]), query[t], d_now);
+            if (Gated && t > s) d_now = d_now * decay[t];
+            if (form_.remove && t > s) d_now = fma(P(d_erased[t * group + s]), b[t], d_now);
+          }
+          d_now.store(at(d.writer[w], s));
+        }
+      }
+#pragma GCC unroll 4
+      for (index_t t = 0; t < group; ++t) {
+        if (form_.remove) d_b[t].store(at(d.reader[0], t));
+        if (form_.query) d_query[t].store(at(d.reader[q], t));
+      }
+    }
+  }
+
+  const ChunkForm form_;
+  const index_t keys_, values_, wide_keys_, wide_values_;
+};
+
+}  // namespace recollect::detail

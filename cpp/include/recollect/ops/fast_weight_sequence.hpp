@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/// One sequence through the recurrence and back, chunk by chunk: forwards with the state in strips, backwards from checkpoint to
+/// checkpoint, so that a state is never inverted and memory is that of one chunk.
+#pragma once
+
+#include "recollect/ops/fast_weight_tokens.hpp"
+
+namespace recollect::detail {
+
+/// Where the results of one sequence go. Checkpoints are dense (chunks, K, W).
+template <class T>
+struct SequenceResults {
+  Rows<T> out, state, written;
+  T* checkpoints = nullptr;
+};
+
+/// What the backward pass of one sequence is given.
+template <class T>
+struct SequenceTape {
+  Rows<const T> d_out, d_state, written;
+  const T* checkpoints = nullptr;
+};
+
+template <class T>
+class SequenceScan {
+ public:
+  SequenceScan(const fast_weight::parameters& p, const RowMap<T>& map, index_t tokens, index_t values)
+      : p_(p),
+        map_(map),
+        count_(tokens),
+        keys_(map.width()),
+        values_(values),
+        wide_keys_(padded<T>(keys_)),
+        wide_values_(padded<T>(values)) {}
+
+  void forward(const Sequence<const T>& from, double scale, const SequenceResults<T>& to) const {
+    Scratch& scratch = Scratch::local();
+    const Scratch::Frame frame(scratch);
+    const Tokens<T> tokens(p_, map_, from, scale, values_);
+    const Chunk<T> chunk(tokens.form(), keys_, values_);
+    const ChunkRows<T> room = chunk.make(scratch, std::min(p_.chunk, count_));
+    TokenRows<T> rows = tokens.make(scratch, in_groups(room, std::min(p_.chunk, count_)));
+    T* z = scratch.take<T>(wide_keys_);
+    load_normaliser(tokens, from.state, z);
+    const bool in_place = count_ > 0 && count_ <= std::min(group, p_.chunk) && lies_ready(from.state) && lies_ready(to.state);
+    T* state = in_place ? nullptr : scratch.take<T>(keys_ * wide_values_);
+    if (!in_place) load_state(from.state, state);
+    for (index_t first = 0; first < count_; first += p_.chunk) {
+      const index_t count = std::min(p_.chunk, count_ - first);
+      const ChunkRows<T> c = in_groups(room, count);
+      if (to.checkpoints) save(tokens, in_place ? nullptr : state, from.state, z, to.checkpoints + first / p_.chunk * checkpoint(tokens));
+      tokens.load(first, count, c, rows, z);
+      fetch_next(first + p_.chunk, tokens, to);
+      chunk.prepare(c);
+      chunk.forward(c, [&](index_t column, index_t width) {
+        if (in_place) return Strip<T>{&from.state.at(0, column), &to.state.at(0, column), from.state.time, to.state.time};
+        T* first_of_strip = state + column * keys_;
+        return Strip<T>{first_of_strip, first_of_strip, width, width};
+      });
+      store(first, count, tokens, c, to);
+    }
+    if (!to.state) return;
+    if (!in_place)
+      for (index_t k = 0; k < keys_; ++k)
+        for (index_t v = 0; v < values_; ++v) to.state.at(k, v) = *state_at(state, keys_, k, v, wide_values_);
+    if (tokens.normalised())
+      for (index_t k = 0; k < keys_; ++k) to.state.at(k, values_) = z[k];
+  }
+
+  /// Gradients of one sequence; returns that of scale.
+  double backward(const Sequence<const T>& from, double scale, const SequenceTape<T>& tape, const Sequence<T>& to) const {
+    Scratch& scratch = Scratch::local();
+    const Scratch::Frame frame(scratch);
+    const Tokens<T> tokens(p_, map_, from, scale, values_);
+    const ChunkForm form = tokens.form();
+    const Chunk<T> chunk(form, keys_, values_);
+    const index_t longest = std::min(p_.chunk, count_);
+    const ChunkRows<T> room = chunk.make(scratch, longest);
+    TokenRows<T> rows = tokens.make(scratch, in_groups(room, longest));
+    ChunkGradients<T> d = chunk.make_gradients(scratch, in_groups(room, longest));
+    T* cotangents = scratch.take<T>((longest + group - 1) / group * group * wide_values_);
+    d.d_out = cotangents;
+    const index_t size = wide_keys_ * wide_values_;
+    T *gradient = scratch.take<T>(size), *turned_gradient = scratch.take<T>(size), *turned_state = scratch.take<T>(size);
+    T *after = scratch.take<T>(size), *z = scratch.take<T>(wide_keys_), *d_z = scratch.take<T>(wide_keys_);
+    T* balance = scratch.take<T>(wide_keys_);
+    load_state(tape.d_state, gradient);
+    load_turned(tape.d_state, turned_gradient);
+    load_normaliser(tokens, tape.d_state, d_z);
+    double d_scale = 0;
+    for (index_t i = fast_weight::chunks_of(count_, p_.chunk) - 1; i >= 0; --i) {
+      const index_t first = i * p_.chunk, count = std::min(p_.chunk, count_ - first);
+      const ChunkRows<T> c = in_groups(room, count);
+      const index_t columns = values_ + (tokens.normalised() ? 1 : 0);
+      const Rows<const T> before{tape.checkpoints + i * checkpoint(tokens), columns, 1};
+      load_turned(before, turned_state);
+      load_normaliser(tokens, before, z);
+      tokens.load(first, count, c, rows, z);
+      load_written(first, count, form, tape.written, c);
+      load_cotangents(first, count, form, tape.d_out, cotangents);
+      chunk.prepare(c);
+      if (form.gated) std::copy_n(turned_gradient, size, after);
+      chunk.backward(c, d, gradient, turned_gradient, turned_state);
+      if (form.gated) weigh(after, turned_state, balance);
+      d_scale += tokens.pull(first, c, d, rows, balance, d_z, to);
+    }
+    if (!to.state) return d_scale;
+    for (index_t k = 0; k < keys_; ++k)
+      for (index_t v = 0; v < values_; ++v) to.state.at(k, v) = *state_at(gradient, keys_, k, v, wide_values_);
+    if (tokens.normalised())
+      for (index_t k = 0; k < keys_; ++k) to.state.at(k, values_) = d_z[k];
+    return d_scale;
+  }
+
+ private:
+  void fetch_next(index_t first, const Tokens<T>& tokens, const SequenceResults<T>& to) const {
+    const index_t count = std::min(p_.chunk, count_ - first);
+    if (count <= 0) return;
+    tokens.fetch(first, count);
+    for (index_t t = first; t < first + count; ++t) fetch_row(to.out, t, values_);
+  }
+
+  static ChunkRows<T> in_groups(ChunkRows<T> room, index_t tokens) {
+    room.groups = (tokens + group - 1) / group;
+    return room;
+  }
+
+  index_t checkpoint(const Tokens<T>& tokens) const { return keys_ * (values_ + (tokens.normalised() ? 1 : 0)); }
+
+  /// Whether the scan can read and write a caller's state where it lies.
+  bool lies_ready(const auto& state) const { return state && state.inner == 1 && values_ == wide_values_; }
+
+  void load_state(const Rows<const T>& from, T* state) const {
+    std::fill_n(state, keys_ * wide_values_, T(0));
+    if (from)
+      for (index_t k = 0; k < keys_; ++k)
+        for (index_t v = 0; v < values_; ++v) *state_at(state, keys_, k, v, wide_values_) = from.at(k, v);
+  }
+
+  void load_turned(const Rows<const T>& from, T* state) const {
+    std::fill_n(state, values_ * wide_keys_, T(0));
+    if (from)
+      for (index_t k = 0; k < keys_; ++k)
+        for (index_t v = 0; v < values_; ++v) *state_at(state, values_, v, k, wide_keys_) = from.at(k, v);
+  }
+
+  void load_normaliser(const Tokens<T>& tokens, const Rows<const T>& state, T* z) const {
+    std::fill_n(z, wide_keys_, T(0));
+    if (tokens.normalised() && state)
+      for (index_t k = 0; k < keys_; ++k) z[k] = state.at(k, values_);
+  }
+
+  void save(const Tokens<T>& tokens, const T* state, const Rows<const T>& given, const T* z, T* to) const {
+    const index_t columns = values_ + (tokens.normalised() ? 1 : 0);
+    for (index_t k = 0; k < keys_; ++k) {
+      for (index_t v = 0; v < values_; ++v) to[k * columns + v] = state ? *state_at(state, keys_, k, v, wide_values_) : given.at(k, v);
+      if (tokens.normalised()) to[k * columns + values_] = z[k];
+    }
+  }
+
+  void store(index_t first, index_t count, const Tokens<T>& tokens, const ChunkRows<T>& c, const SequenceResults<T>& to) const {
+    const ChunkForm form = tokens.form();
+    for (index_t t = 0; t < count; ++t) {
+      if (to.out) store_row(c.read[form.query_slot()] + t * wide_values_, values_, to.out, first + t);
+      if (to.written) store_row(c.value[form.solved_slot()] + t * wide_values_, values_, to.written, first + t);
+    }
+  }
+
+  void load_written(index_t first, index_t count, ChunkForm form, const Rows<const T>& written, const ChunkRows<T>& c) const {
+    for (index_t t = 0; form.remove && t < count; ++t)
+      load_row(written, first + t, values_, c.value[form.solved_slot()] + t * wide_values_);
+    for (index_t t = count; form.erase && t < c.groups * group; ++t) std::fill_n(c.value[1] + t * wide_values_, wide_values_, T(0));
+  }
+
+  void load_cotangents(index_t first, index_t count, ChunkForm form, const Rows<const T>& d_out, T* to) const {
+    if (!form.query) return;
+    for (index_t t = 0; t < count; ++t)
+      if (d_out)
+        load_row(d_out, first + t, values_, to + t * wide_values_);
+      else
+        std::fill_n(to + t * wide_values_, wide_values_, T(0));
+    for (index_t t = count; t < (count + group - 1) / group * group; ++t) std::fill_n(to + t * wide_values_, wide_values_, T(0));
+  }
+
+  /// balance_k = sum_v G(k, v) S(k, v), of two turned states.
+  void weigh(const T* gradient, const T* state, T* balance) const {
+    using P = Packet<T>;
+    for (index_t k = 0; k < wide_keys_; k += P::width) {
+      const T *g = state_at(gradient, values_, 0, k, wide_keys_), *s = state_at(state, values_, 0, k, wide_keys_);
+      const index_t stride = values_ > 1 ? state_at(gradient, values_, 1, k, wide_keys_) - g : 0;
+      P total(T(0));
+      for (index_t v = 0; v < values_; ++v) total = fma(P::load(g + v * stride), P::load(s + v * stride), total);
+      total.store(balance + k);
+    }
+  }
+
+  const fast_weight::parameters p_;
+  const RowMap<T> map_;
+  const index_t count_, keys_, values_, wide_keys_, wide_values_;
+};
+
+}  // namespace recollect::detail

@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/// A scan of groups of tokens over one strip of a state matrix that stays in cache: what the last group wrote is added and what the next
+/// one asks for is read in one walk, so that each number of the state is loaded and stored once for both. Lanes run over the columns.
+///
+///     reads_g(r, :) = sum_i reader_g(r, i) S(i, :),    then    S(i, :) = fade_g S(i, :) + sum_s writer_g(s, i) value_g(s, :)
+///
+/// Columns do not depend on each other, and each number is summed in the same order wherever its column falls.
+#pragma once
+
+#include "recollect/ops/stored.hpp"
+
+namespace recollect::detail {
+
+inline constexpr index_t group = 4;  // tokens: with more the sums leave the registers, with fewer the state is loaded more often
+
+/// How the state fades when it is written to: not at all, by a number of each row, or by a number of each column.
+enum class fading { none, rows, columns };
+
+/// Rows as long as the state is high, one for each token, and beside each a row as long as the state is wide.
+template <class T>
+struct Writers {
+  const T* rows = nullptr;
+  const T* values = nullptr;
+};
+template <class T>
+struct Readers {
+  const T* rows = nullptr;
+  T* reads = nullptr;
+};
+
+/// Everything about a scan but the state. Reads and values are padded rows of `columns`.
+template <class T>
+struct Scan {
+  int writing = 0, reading = 0;
+  std::array<Writers<T>, 2> writers{};
+  std::array<Readers<T>, 2> readers{};
+  fading fade = fading::none;
+  const T* fades = nullptr;  // one row for each group, `fade_stride` apart
+  index_t fade_stride = 0;
+  index_t rows = 0, row_stride = 0;  // of writers and readers: how much of them counts, and what lies between them
+  index_t columns = 0;
+  index_t groups = 0;
+  bool backwards = false;  // from the last group to the first
+};
+
+/// A state lies in strips of `strip_columns`, each of them contiguous, so that one fits the first-level cache and has no holes.
+template <class T>
+inline constexpr index_t strip_columns = (Packet<T>::registers >= 32 ? 2 : 1) * Packet<T>::width;
+
+template <class T>
+T* state_at(T* state, index_t rows, index_t row, index_t column, index_t columns) {
+  constexpr index_t width = strip_columns<std::remove_const_t<T>>;
+  const index_t first = column / width * width, wide = std::min(width, columns - first);
+  return state + first * rows + row * wide + column - first;
+}
+
+/// A strip in memory: where it is read, where it is written (elsewhere only if a caller's own states are both), and from row to row.
+template <class T>
+struct Strip {
+  const T* from = nullptr;
+  T* to = nullptr;
+  index_t from_stride = 0, to_stride = 0;
+};
+
+template <class T, int Writing, int Reading, fading Fade, int Packets>
+inline void pass(Strip<T> strip, const Scan<T>& s, index_t column, index_t written, index_t asked) {
+  using P = Packet<T>;
+  P value[Writing > 0 ? Writing * group : 1][Packets], sum[Reading > 0 ? Reading * group : 1][Packets], shade[Packets];
+  const T *writer[2] = {}, *reader[2] = {};
+#pragma GCC unroll 2
+  for (int w = 0; w < Writing; ++w) {
+    writer[w] = s.writers[w].rows + written * group * s.row_stride;
+#pragma GCC unroll 4
+    for (int i = 0; i < group; ++i)
+#pragma GCC unroll 2
+      for (int j = 0; j < Packets; ++j)
+        value[w * group + i][j] = P::load(s.writers[w].values + (written * group + i) * s.columns + column + j * P::width);
+  }
+#pragma GCC unroll 2
+  for (int r = 0; r < Reading; ++r) {
+    reader[r] = s.readers[r].rows + asked * group * s.row_stride;
+#pragma GCC unroll 4
+    for (int i = 0; i < group; ++i)
+#pragma GCC unroll 2
+      for (int j = 0; j < Packets; ++j) sum[r * group + i][j] = P(T(0));
+  }
+  const T* fade = Fade == fading::none ? nullptr : s.fades + written * s.fade_stride;
+  if constexpr (Fade == fading::columns)
+    for (int j = 0; j < Packets; ++j) shade[j] = P::load(fade + column + j * P::width);
+  const index_t rows = s.rows, stride = s.row_stride;
+  for (index_t k = 0; k < rows; ++k) {
+    P now[Packets];
+#pragma GCC unroll 2
+    for (int j = 0; j < Packets; ++j) {
+      now[j] = P::load(strip.from + j * P::width);
+      if constexpr (Fade == fading::rows && Writing > 0) now[j] = now[j] * P(fade[k]);
+      if constexpr (Fade == fading::columns && Writing > 0) now[j] = now[j] * shade[j];
+    }
+#pragma GCC unroll 2
+    for (int w = 0; w < Writing; ++w)
+#pragma GCC unroll 4
+      for (int i = 0; i < group; ++i) {
+        const P number(writer[w][i * stride + k]);
+#pragma GCC unroll 2
+        for (int j = 0; j < Packets; ++j) now[j] = fma(number, value[w * group + i][j], now[j]);
+      }
+    if constexpr (Writing > 0) {
+#pragma GCC unroll 2
+      for (int j = 0; j < Packets; ++j) now[j].store(strip.to + j * P::width);
+      strip.to += strip.to_stride;
+    }
+#pragma GCC unroll 2
+    for (int r = 0; r < Reading; ++r)
+#pragma GCC unroll 4
+      for (int i = 0; i < group; ++i) {
+        const P number(reader[r][i * stride + k]);
+#pragma GCC unroll 2
+        for (int j = 0; j < Packets; ++j) sum[r * group + i][j] = fma(number, now[j], sum[r * group + i][j]);
+      }
+    strip.from += strip.from_stride;
+  }
+#pragma GCC unroll 2
+  for (int r = 0; r < Reading; ++r)
+#pragma GCC unroll 4
+    for (int i = 0; i < group; ++i)
+#pragma GCC unroll 2
+      for (int j = 0; j < Packets; ++j)
+        sum[r * group + i][j].store(s.readers[r].reads + (asked * group + i) * s.columns + column + j * P::width);
+}
+
+/// All groups over one strip. `finish(group, column, packets)` is called when the reads of a group are there and before it writes.
+template <class T, int Writing, int Reading, fading Fade, int Packets, class Finish>
+void scan_strip(Strip<T> strip, const Scan<T>& s, index_t column, Finish&& finish) {
+  for (index_t i = 0; i < s.groups; ++i) {
+    const index_t here = s.backwards ? s.groups - 1 - i : i, before = s.backwards ? here + 1 : here - 1;
+    if (i == 0 || Writing == 0) {
+      if constexpr (Reading > 0) pass<T, 0, Reading, fading::none, Packets>(strip, s, column, here, here);
+    } else {
+      pass<T, Writing, Reading, Fade, Packets>(strip, s, column, before, here);
+      strip.from = strip.to;
+      strip.from_stride = strip.to_stride;
+    }
+    finish(here, column, Packets);
+  }
+  if constexpr (Writing > 0) {
+    const index_t last = s.backwards ? 0 : s.groups - 1;
+    pass<T, Writing, 0, Fade, Packets>(strip, s, column, last, last);
+  }
+}
+
+template <class T, int Writing, int Reading, fading Fade, class Place, class Finish>
+void scan_strips(const Scan<T>& s, Place&& place, Finish&& finish) {
+  constexpr int packets = static_cast<int>(strip_columns<T> / Packet<T>::width);
+  index_t column = 0;
+  for (; column + strip_columns<T> <= s.columns; column += strip_columns<T>)
+    scan_strip<T, Writing, Reading, Fade, packets>(place(column, strip_columns<T>), s, column, finish);
+  if (column < s.columns) scan_strip<T, Writing, Reading, Fade, 1>(place(column, Packet<T>::width), s, column, finish);
+}
+
+/// place(column, width) -> the Strip of a state from that column on.
+template <class T, class Place, class Finish>
+void scan_states(const Scan<T>& s, Place&& place, Finish&& finish) {
+  const auto with_fade = [&]<int Writing, int Reading>() {
+    if (s.fade == fading::none || Writing == 0)
+      scan_strips<T, Writing, Reading, fading::none>(s, place, finish);
+    else if (s.fade == fading::rows)
+      scan_strips<T, Writing, Reading, fading::rows>(s, place, finish);
+    else
+      scan_strips<T, Writing, Reading, fading::columns>(s, place, finish);
+  };
+  const auto with_readers = [&]<int Writing>() {
+    if (s.reading == 2)
+      with_fade.template operator()<Writing, 2>();
+    else if (s.reading == 1)
+      with_fade.template operator()<Writing, 1>();
+    else if constexpr (Writing > 0)
+      with_fade.template operator()<Writing, 0>();
+  };
+  if (s.groups == 0) return;
+  if (s.writing == 2)
+    with_readers.template operator()<2>();
+  else if (s.writing == 1)
+    with_readers.template operator()<1>();
+  else
+    with_readers.template operator()<0>();
+}
+
+/// The same over a state that lies in strips of its own.
+template <class T, class Finish>
+void scan_state(const Scan<T>& s, T* state, Finish&& finish) {
+  scan_states(
+      s,
+      [&](index_t column, index_t width) {
+        T* first = state + column * s.rows;
+        return Strip<T>{first, first, width, width};
+      },
+      finish);
+}
+
+}  // namespace recollect::detail

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Fast weight ops as the core takes them: operands of any kind to arrays, one call forwards, one call backwards."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _array, _feature_map
+from ._core import core
+
+Array = NDArray[Any]
+
+DEFAULT_CHUNK = 64
+NAMES = ("query", "key", "value", "beta", "a", "b", "decay", "channel_decay", "scale", "state")
+
+
+class FastWeights(NamedTuple):
+    """What a fast weight op returns with ``return_state=True``."""
+
+    out: NDArray[Any]
+    state: NDArray[Any]
+
+
+class Rule(NamedTuple):
+    """What is written, and what is divided by: see spec/fast_weight.hpp."""
+
+    op: str
+    rule: str  # "sum", "delta" or "general"
+    normalise: str = "none"  # "outputs" or "outputs_and_removals"
+
+    @property
+    def normalised(self) -> bool:
+        return self.normalise != "none"
+
+
+class Problem(NamedTuple):
+    """Everything but outputs, ready for the core."""
+
+    rule: Rule
+    arrays: dict[str, Array]  # by the names of NAMES, those that were given
+    feature_map: tuple[str, str, int, Any]
+    log_decay: bool
+    chunk: int
+    dtype: np.dtype[Any]
+    leading: tuple[int, ...]
+    sizes: tuple[int, int, int]  # T, K, V
+
+    def operands(self) -> dict[str, Any]:
+        """The arguments that every call of the core begins with."""
+        named: dict[str, Any] = {name: self.arrays.get(name) for name in NAMES}
+        return {**named, "feature_map": self.feature_map, "options": self.options()}
+
+    def options(self) -> tuple[str, str, str, bool, int]:
+        return (self.rule.op, self.rule.rule, self.rule.normalise, self.log_decay, self.chunk)
+
+    def out_shape(self) -> tuple[int, ...]:
+        return (*self.leading, self.sizes[0], self.sizes[2])
+
+    def state_shape(self) -> tuple[int, ...]:
+        return (*self.leading, self.sizes[1], self.sizes[2] + self.rule.normalised)
+
+    def tape_shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        chunks = -(-self.sizes[0] // self.chunk)
+        return self.out_shape(), (*self.leading, chunks, *self.state_shape()[len(self.leading) :])
+
+
+def problem(
+    rule: Rule,
+    given: dict[str, Any],
+    *,
+    feature_map: Any = None,
+    decay: Any = None,
+    log_decay: Any = None,
+    scale: Any = None,
+    chunk: Any = None,
+    row_norm: str | None = None,
+) -> Problem:
+    """Types and the sizes of outputs; shapes are checked by the core. `given` holds query, key, value, beta, a, b and state."""
+    op = rule.op
+    phi = _feature_map.as_map(op, feature_map)
+    if row_norm is not None:
+        phi = _feature_map.FeatureMap(phi.name, row_norm, phi.nu, phi.matrix)
+    if decay is not None and log_decay is not None:
+        raise ValueError(f"{op}: decay and log_decay are both given; expected one of them")
+    arrays = {name: _array.floating(op, name, value) for name, value in given.items() if value is not None}
+    name = "decay" if log_decay is None else "log_decay"
+    fading = (
+        None
+        if decay is None and log_decay is None
+        else _array.floating(op, name, log_decay if decay is None else decay)
+    )
+    dtype = _array.arithmetic(*arrays.values(), fading)
+    arrays = {name: _array.typed(array, dtype) for name, array in arrays.items()}
+    rows = arrays["query"] if "query" in arrays else arrays["key"]
+    T, d = rows.shape[-2:] if rows.ndim >= 2 else (0, 0)
+    K = _feature_map.width(op, phi, d)
+    if fading is not None:
+        arrays[_kind(op, name, fading, rows, T, K)] = _array.typed(fading, dtype)
+    arrays["scale"] = _array.scalars(op, "scale", 1.0 if scale is None else scale)
+    if "value" in arrays:
+        V = arrays["value"].shape[-1] if arrays["value"].ndim else 0
+    else:
+        V = (arrays["state"].shape[-1] if arrays["state"].ndim else 0) - rule.normalised
+    own = {"beta": 1, "decay": 1, "scale": 0}
+    leading = _array.leading_axes(op, *((name, arrays.get(name), own.get(name, 2)) for name in NAMES))
+    size = (
+        DEFAULT_CHUNK
+        if chunk is None
+        else _array.whole(op, "chunk", chunk, 1, expected="1 or more", kind="a whole number or None")
+    )
+    return Problem(rule, arrays, phi.choice(), log_decay is not None, size, dtype, leading, (T, K, max(V, 0)))
+
+
+def _kind(op: str, name: str, decay: Array, rows: Array, T: int, K: int) -> str:
+    """Whether a decay is a number a token or one for each channel."""
+    by_channel = decay.ndim >= 2 and decay.shape[-2:] == (T, K)
+    by_token = decay.ndim >= 1 and decay.shape[-1] == T
+    if not by_channel and not by_token:
+        raise ValueError(f"{op}: {name} has shape {decay.shape}; expected (..., T={T}) or (..., T={T}, K={K})")
+    return "channel_decay" if by_channel and (not by_token or decay.ndim >= rows.ndim) else "decay"
+
+
+def run(p: Problem, out: Array | None, out_state: Array | None, **tape: Any) -> None:
+    core.fast_weight(**p.operands(), out=out, out_state=out_state, **tape)
+
+
+def apply(p: Problem, out: Any, return_state: bool, out_state: Any = None) -> Any:
+    """The public result: out, or out and the state."""
+    result = _array.output(p.rule.op, out, p.out_shape(), p.dtype, *p.arrays.values())
+    state = room_for_state(p, out_state) if return_state or out_state is not None else None
+    run(p, result, state)
+    return FastWeights(result, state) if return_state and state is not None else result
+
+
+def room_for_state(p: Problem, out_state: Any) -> Array:
+    """Where the state is written: a caller's own array, which may be the state that came in but share memory with nothing else."""
+    given = p.arrays.get("state")
+    in_place = out_state is given or (
+        isinstance(out_state, np.ndarray)
+        and given is not None
+        and out_state.__array_interface__["data"][0] == given.__array_interface__["data"][0]
+        and out_state.strides == given.strides
+    )
+    inputs = [array for name, array in p.arrays.items() if not (in_place and name == "state")]
+    try:
+        return _array.output(p.rule.op, out_state, p.state_shape(), p.dtype, *inputs)
+    except (TypeError, ValueError) as problem:
+        raise type(problem)(str(problem).replace(": out ", ": out_state ", 1)) from None
+
+
+class Tape:
+    """A forward pass that keeps what its gradient needs."""
+
+    def __init__(self, p: Problem, out: bool = True, state: bool = True) -> None:
+        self.problem = p
+        written, checkpoints = p.tape_shapes()
+        self.out = np.empty(p.out_shape(), p.dtype) if out else None
+        self.state = np.empty(p.state_shape(), p.dtype) if state else None
+        self.kept: dict[str, Array] = {"checkpoints": np.empty(checkpoints, p.dtype)}
+        if p.rule.rule != "sum" and "key" in p.arrays:
+            self.kept["written"] = np.empty(written, p.dtype)
+        run(p, self.out, self.state, **self.kept)
+
+    def result(self) -> Any:
+        """What the op returns."""
+        if self.out is None or self.state is None:
+            return self.out
+        return FastWeights(self.out, self.state)
+
+    def last_state(self) -> Array:
+        assert self.state is not None
+        return self.state
+
+    def back(self, d_out: Array | None, d_state: Array | None) -> dict[str, Array]:
+        """Gradients by the names of NAMES."""
+        p = self.problem
+        room: dict[str, Any] = {name: np.empty(array.shape, array.dtype) for name, array in p.arrays.items()}
+        core.fast_weight_backward(
+            **p.operands(),
+            written=self.kept.get("written"),
+            checkpoints=self.kept["checkpoints"],
+            d_out=d_out,
+            d_out_state=d_state,
+            **{f"d_{name}": gradient for name, gradient in room.items()},
+        )
+        room["scale"] = room["scale"].astype(p.dtype, copy=False)
+        if "channel_decay" in room:
+            room["decay"] = room.pop("channel_decay")
+        if p.log_decay:
+            room["log_decay"] = room.pop("decay")
+        return room
+
+
+def cotangents(op: str, given: Any, p: Problem, with_state: bool) -> tuple[Array, Array | None]:
+    """d_out, or (d_out, d_state) where the state was returned too."""
+    if not with_state:
+        return _array.cotangent(op, given, p.out_shape(), p.dtype), None
+    if not isinstance(given, tuple) or len(given) != 2:
+        raise TypeError(
+            f"{op}: d_out is a {type(given).__name__}; expected a tuple (d_out, d_state), as the state is returned too"
+        )
+    d_state = _array.typed(_array.floating(op, "d_state", given[1]), p.dtype)
+    if d_state.shape != p.state_shape():
+        raise ValueError(f"{op}: d_state has shape {d_state.shape}; expected {p.state_shape()}")
+    return _array.cotangent(op, given[0], p.out_shape(), p.dtype), d_state
