@@ -100,21 +100,24 @@ class Chunk {
   }
 
   /// S before the chunk to S after it; c.read of q is the output, c.value becomes y and u.
-  template <class Place>
-  void forward(const ChunkRows<T>& c, Place&& place) const {
+  /// `ahead(g, column)` is called between the groups of a strip: it can ask for memory that a later chunk will need.
+  template <class Place, class Ahead>
+  void forward(const ChunkRows<T>& c, Place&& place, Ahead&& ahead) const {
     Scan<T> s = natural(c);
     s.writing = form_.writers();
     s.reading = form_.readers();
     for (int w = 0; w < form_.writers(); ++w) s.writers[w] = {c.faded_writer[w], c.value[w]};
     for (int r = 0; r < form_.readers(); ++r) s.readers[r] = {c.faded_reader[r], c.read[r]};
     scan_states(s, place, [&](index_t g, index_t column, int packets) {
+      ahead(g, column);
       for (int j = 0; j < packets; ++j) complete(c, g, column + j * P::width);
     });
   }
 
   /// Three scans: G backwards, from which come the gradients of the values; the same turned, which gives those of the writers; and S
   /// turned, forwards again, which gives those of the readers. `state` is S before the chunk and `gradient` that of S after it, turned.
-  void backward(const ChunkRows<T>& c, const ChunkGradients<T>& d, T* gradient, T* turned_gradient, T* turned_state) const {
+  template <class Ahead>
+  void backward(const ChunkRows<T>& c, const ChunkGradients<T>& d, T* gradient, T* turned_gradient, T* turned_state, Ahead&& ahead) const {
     Scan<T> s = natural(c);
     s.backwards = true;
     s.writing = form_.readers();
@@ -122,6 +125,7 @@ class Chunk {
     for (int r = 0; r < form_.readers(); ++r) s.writers[r] = {c.faded_reader[r], cotangent(d, r)};
     for (int w = 0; w < form_.writers(); ++w) s.readers[w] = {c.faded_writer[w], d.value[w]};
     scan_state(s, gradient, [&](index_t g, index_t column, int packets) {
+      ahead(g, column);
       for (int j = 0; j < packets; ++j) complete_adjoint(c, d, g, column + j * P::width);
     });
     const auto nothing = [](index_t, index_t, int) {};

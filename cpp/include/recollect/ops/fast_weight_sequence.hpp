@@ -50,13 +50,17 @@ class SequenceScan {
       const ChunkRows<T> c = in_groups(room, count);
       if (to.checkpoints) save(tokens, in_place ? nullptr : state, from.state, z, to.checkpoints + first / p_.chunk * checkpoint(tokens));
       tokens.load(first, count, c, rows, z);
-      fetch_next(first + p_.chunk, tokens, to);
       chunk.prepare(c);
-      chunk.forward(c, [&](index_t column, index_t width) {
+      const auto place = [&](index_t column, index_t width) {
         if (in_place) return Strip<T>{&from.state.at(0, column), &to.state.at(0, column), from.state.time, to.state.time};
         T* first_of_strip = state + column * keys_;
         return Strip<T>{first_of_strip, first_of_strip, width, width};
-      });
+      };
+      chunk.forward(c, place, spread(first + p_.chunk, [&](index_t t) {
+                      tokens.fetch(t);
+                      fetch_row(to.out, t, values_);
+                      fetch_row(to.written, t, values_);
+                    }));
       store(first, count, tokens, c, to);
     }
     if (!to.state) return;
@@ -100,7 +104,14 @@ class SequenceScan {
       load_cotangents(first, count, form, tape.d_out, cotangents);
       chunk.prepare(c);
       if (form.gated) std::copy_n(turned_gradient, size, after);
-      chunk.backward(c, d, gradient, turned_gradient, turned_state);
+      chunk.backward(c, d, gradient, turned_gradient, turned_state, spread(first - p_.chunk, [&](index_t t) {
+                       tokens.fetch(t);
+                       fetch_row(tape.d_out, t, values_);
+                       fetch_row(tape.written, t, values_);
+                       fetch_row(to.query, t, map_.d());
+                       fetch_row(to.key, t, map_.d());
+                       fetch_row(to.value, t, values_);
+                     }));
       if (form.gated) weigh(after, turned_state, balance);
       d_scale += tokens.pull(first, c, d, rows, balance, d_z, to);
     }
@@ -113,11 +124,15 @@ class SequenceScan {
   }
 
  private:
-  void fetch_next(index_t first, const Tokens<T>& tokens, const SequenceResults<T>& to) const {
-    const index_t count = std::min(p_.chunk, count_ - first);
-    if (count <= 0) return;
-    tokens.fetch(first, count);
-    for (index_t t = first; t < first + count; ++t) fetch_row(to.out, t, values_);
+  /// Spreads the tokens of another chunk, which begins at `first`, over the groups and strips of this one, so that memory is read while
+  /// the processor computes: all at once, they would wait for each other.
+  template <class Fetch>
+  auto spread(index_t first, Fetch&& fetch) const {
+    return [this, first, fetch](index_t g, index_t column) {
+      const index_t strips = std::max<index_t>(wide_values_ / strip_columns<T>, 1), strip = std::min(column / strip_columns<T>, strips - 1);
+      const index_t end = std::min({first + p_.chunk, count_, first + g * group + (strip + 1) * group / strips});
+      for (index_t t = first + g * group + strip * group / strips; t < end && first >= 0; ++t) fetch(t);
+    };
   }
 
   static ChunkRows<T> in_groups(ChunkRows<T> room, index_t tokens) {

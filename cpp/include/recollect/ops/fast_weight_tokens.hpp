@@ -79,16 +79,14 @@ class Tokens {
     for (index_t t = count; t < (count + group - 1) / group * group; ++t) clear_token(t, c);
   }
 
-  /// Tokens that a later chunk will load.
-  void fetch(index_t first, index_t count) const {
-    for (index_t t = first; t < first + count; ++t) {
-      fetch_row(from_.query, t, map_.d());
-      fetch_row(from_.key, t, map_.d());
-      fetch_row(from_.value, t, values_);
-      fetch_row(from_.a, t, map_.width());
-      fetch_row(from_.b, t, map_.width());
-      fetch_row(from_.channel_decay, t, map_.width());
-    }
+  /// A token that a later chunk will load.
+  void fetch(index_t t) const {
+    fetch_row(from_.query, t, map_.d());
+    fetch_row(from_.key, t, map_.d());
+    fetch_row(from_.value, t, values_);
+    fetch_row(from_.a, t, map_.width());
+    fetch_row(from_.b, t, map_.width());
+    fetch_row(from_.channel_decay, t, map_.width());
   }
 
   /// Gradients of the operands of a chunk. `balance` is rowsum(G * S) after the chunk, `d_normaliser` the gradient of z after it, which
