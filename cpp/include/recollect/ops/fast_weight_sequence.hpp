@@ -64,9 +64,7 @@ class SequenceScan {
       store(first, count, tokens, c, to);
     }
     if (!to.state) return;
-    if (!in_place)
-      for (index_t k = 0; k < keys_; ++k)
-        for (index_t v = 0; v < values_; ++v) to.state.at(k, v) = *state_at(state, keys_, k, v, wide_values_);
+    if (!in_place) store_state(state, to.state);
     if (tokens.normalised())
       for (index_t k = 0; k < keys_; ++k) to.state.at(k, values_) = z[k];
   }
@@ -116,8 +114,7 @@ class SequenceScan {
       d_scale += tokens.pull(first, c, d, rows, balance, d_z, to);
     }
     if (!to.state) return d_scale;
-    for (index_t k = 0; k < keys_; ++k)
-      for (index_t v = 0; v < values_; ++v) to.state.at(k, v) = *state_at(gradient, keys_, k, v, wide_values_);
+    store_state(gradient, to.state);
     if (tokens.normalised())
       for (index_t k = 0; k < keys_; ++k) to.state.at(k, values_) = d_z[k];
     return d_scale;
@@ -145,18 +142,55 @@ class SequenceScan {
   /// Whether the scan can read and write a caller's state where it lies.
   bool lies_ready(const auto& state) const { return state && state.inner == 1 && values_ == wide_values_; }
 
+  /// f(row, column, width, place) for every row of every strip; the width is what of the strip is not padding.
+  template <class Pointer, class F>
+  static void each_strip_row(Pointer state, index_t rows, index_t columns, F&& f) {
+    for (index_t column = 0; column < columns; column += strip_columns<T>) {
+      const index_t wide = std::min(strip_columns<T>, padded<T>(columns) - column), width = std::min(strip_columns<T>, columns - column);
+      for (index_t k = 0; k < rows; ++k) f(k, column, width, state + column * rows + k * wide);
+    }
+  }
+
   void load_state(const Rows<const T>& from, T* state) const {
     std::fill_n(state, keys_ * wide_values_, T(0));
-    if (from)
-      for (index_t k = 0; k < keys_; ++k)
-        for (index_t v = 0; v < values_; ++v) *state_at(state, keys_, k, v, wide_values_) = from.at(k, v);
+    if (!from) return;
+    each_strip_row(state, keys_, values_, [&](index_t k, index_t v, index_t width, T* to) {
+      if (from.inner == 1)
+        copy_row(&from.at(k, v), width, to);
+      else
+        for (index_t j = 0; j < width; ++j) to[j] = from.at(k, v + j);
+    });
+  }
+
+  void store_state(const T* state, const Rows<T>& to) const {
+    each_strip_row(state, keys_, values_, [&](index_t k, index_t v, index_t width, const T* from) {
+      if (to.inner == 1)
+        copy_row(from, width, &to.at(k, v));
+      else
+        for (index_t j = 0; j < width; ++j) to.at(k, v + j) = from[j];
+    });
   }
 
   void load_turned(const Rows<const T>& from, T* state) const {
+    using P = Packet<T>;
     std::fill_n(state, values_ * wide_keys_, T(0));
-    if (from)
-      for (index_t k = 0; k < keys_; ++k)
-        for (index_t v = 0; v < values_; ++v) *state_at(state, values_, v, k, wide_keys_) = from.at(k, v);
+    if (!from) return;
+    for (index_t k = 0; k < keys_; k += P::width)
+      for (index_t v = 0; v < values_; v += P::width) {
+        const index_t high = std::min<index_t>(P::width, keys_ - k), wide = std::min<index_t>(P::width, values_ - v);
+        P square[P::width];
+        if (from.inner == 1 && high == P::width && wide == P::width) {
+          for (index_t i = 0; i < P::width; ++i) square[i] = P::load(&from.at(k + i, v));
+        } else {
+          T edge[P::width] = {};
+          for (index_t i = 0; i < P::width; ++i) {
+            for (index_t j = 0; j < wide; ++j) edge[j] = i < high ? from.at(k + i, v + j) : T(0);
+            square[i] = P::load(edge);
+          }
+        }
+        transpose(square);
+        for (index_t j = 0; j < wide; ++j) square[j].store(state_at(state, values_, v + j, k, wide_keys_));
+      }
   }
 
   void load_normaliser(const Tokens<T>& tokens, const Rows<const T>& state, T* z) const {
@@ -166,11 +200,13 @@ class SequenceScan {
   }
 
   void save(const Tokens<T>& tokens, const T* state, const Rows<const T>& given, const T* z, T* to) const {
-    const index_t columns = values_ + (tokens.normalised() ? 1 : 0);
-    for (index_t k = 0; k < keys_; ++k) {
-      for (index_t v = 0; v < values_; ++v) to[k * columns + v] = state ? *state_at(state, keys_, k, v, wide_values_) : given.at(k, v);
-      if (tokens.normalised()) to[k * columns + values_] = z[k];
-    }
+    const Rows<T> rows{to, values_ + (tokens.normalised() ? 1 : 0), 1};
+    if (state)
+      store_state(state, rows);
+    else
+      for (index_t k = 0; k < keys_; ++k)
+        for (index_t v = 0; v < values_; ++v) rows.at(k, v) = given.at(k, v);
+    for (index_t k = 0; tokens.normalised() && k < keys_; ++k) rows.at(k, values_) = z[k];
   }
 
   void store(index_t first, index_t count, const Tokens<T>& tokens, const ChunkRows<T>& c, const SequenceResults<T>& to) const {
