@@ -39,7 +39,7 @@ class SequenceScan {
     const Tokens<T> tokens(p_, map_, from, scale, values_);
     const Chunk<T> chunk(tokens.form(), keys_, values_);
     const ChunkRows<T> room = chunk.make(scratch, std::min(p_.chunk, count_));
-    TokenRows<T> rows = tokens.make(scratch, in_groups(room, std::min(p_.chunk, count_)));
+    TokenRows<T> rows = tokens.make(scratch, std::min(p_.chunk, count_));
     T* z = scratch.take<T>(wide_keys_);
     load_normaliser(tokens, from.state, z);
     const bool in_place = count_ > 0 && count_ <= std::min(group, p_.chunk) && lies_ready(from.state) && lies_ready(to.state);
@@ -47,9 +47,12 @@ class SequenceScan {
     if (!in_place) load_state(from.state, state);
     for (index_t first = 0; first < count_; first += p_.chunk) {
       const index_t count = std::min(p_.chunk, count_ - first);
-      const ChunkRows<T> c = in_groups(room, count);
+      ChunkRows<T> c = in_groups(room, count);
       if (to.checkpoints) save(tokens, in_place ? nullptr : state, from.state, z, to.checkpoints + first / p_.chunk * checkpoint(tokens));
-      tokens.load(first, count, c, rows, z);
+      tokens.load(first, count, false, c, rows, z);
+      const bool out_lies = lies(to.out, count), written_lies = lies(to.written, count);
+      c.out = out_lies ? Lying<T>{&to.out.at(first), to.out.time} : Lying<T>{rows.out, wide_values_};
+      if (to.written) c.written = written_lies ? Lying<T>{&to.written.at(first), to.written.time} : Lying<T>{rows.written, wide_values_};
       chunk.prepare(c);
       const auto place = [&](index_t column, index_t width) {
         if (in_place) return Strip<T>{&from.state.at(0, column), &to.state.at(0, column), from.state.time, to.state.time};
@@ -61,7 +64,9 @@ class SequenceScan {
                       fetch_row(to.out, t, values_);
                       fetch_row(to.written, t, values_);
                     }));
-      store(first, count, tokens, c, to);
+      for (index_t t = 0; to.out && !out_lies && t < count; ++t) store_row(rows.out + t * wide_values_, values_, to.out, first + t);
+      for (index_t t = 0; to.written && !written_lies && t < count; ++t)
+        store_row(rows.written + t * wide_values_, values_, to.written, first + t);
     }
     if (!to.state) return;
     if (!in_place) store_state(state, to.state);
@@ -78,7 +83,7 @@ class SequenceScan {
     const Chunk<T> chunk(form, keys_, values_);
     const index_t longest = std::min(p_.chunk, count_);
     const ChunkRows<T> room = chunk.make(scratch, longest);
-    TokenRows<T> rows = tokens.make(scratch, in_groups(room, longest));
+    TokenRows<T> rows = tokens.make(scratch, longest);
     ChunkGradients<T> d = chunk.make_gradients(scratch, in_groups(room, longest));
     T* cotangents = scratch.take<T>((longest + group - 1) / group * group * wide_values_);
     d.d_out = cotangents;
@@ -92,12 +97,12 @@ class SequenceScan {
     double d_scale = 0;
     for (index_t i = fast_weight::chunks_of(count_, p_.chunk) - 1; i >= 0; --i) {
       const index_t first = i * p_.chunk, count = std::min(p_.chunk, count_ - first);
-      const ChunkRows<T> c = in_groups(room, count);
+      ChunkRows<T> c = in_groups(room, count);
       const index_t columns = values_ + (tokens.normalised() ? 1 : 0);
       const Rows<const T> before{tape.checkpoints + i * checkpoint(tokens), columns, 1};
       load_turned(before, turned_state);
       load_normaliser(tokens, before, z);
-      tokens.load(first, count, c, rows, z);
+      tokens.load(first, count, true, c, rows, z);
       load_written(first, count, form, tape.written, c);
       load_cotangents(first, count, form, tape.d_out, cotangents);
       chunk.prepare(c);
@@ -138,6 +143,9 @@ class SequenceScan {
   }
 
   index_t checkpoint(const Tokens<T>& tokens) const { return keys_ * (values_ + (tokens.normalised() ? 1 : 0)); }
+
+  /// Whether whole groups of rows can be written where they belong.
+  bool lies(const Rows<T>& rows, index_t count) const { return rows && rows.inner == 1 && values_ == wide_values_ && count % group == 0; }
 
   /// Whether the scan can read and write a caller's state where it lies.
   bool lies_ready(const auto& state) const { return state && state.inner == 1 && values_ == wide_values_; }
@@ -209,18 +217,15 @@ class SequenceScan {
     for (index_t k = 0; tokens.normalised() && k < keys_; ++k) rows.at(k, values_) = z[k];
   }
 
-  void store(index_t first, index_t count, const Tokens<T>& tokens, const ChunkRows<T>& c, const SequenceResults<T>& to) const {
-    const ChunkForm form = tokens.form();
-    for (index_t t = 0; t < count; ++t) {
-      if (to.out) store_row(c.read[form.query_slot()] + t * wide_values_, values_, to.out, first + t);
-      if (to.written) store_row(c.value[form.solved_slot()] + t * wide_values_, values_, to.written, first + t);
-    }
-  }
-
+  /// y = v + u as the forward pass has kept it, or v and, where a erases, u.
   void load_written(index_t first, index_t count, ChunkForm form, const Rows<const T>& written, const ChunkRows<T>& c) const {
-    for (index_t t = 0; form.remove && t < count; ++t)
-      load_row(written, first + t, values_, c.value[form.solved_slot()] + t * wide_values_);
-    for (index_t t = count; form.erase && t < c.groups * group; ++t) std::fill_n(c.value[1] + t * wide_values_, wide_values_, T(0));
+    if (!form.write) return;
+    const index_t size = c.groups * group * wide_values_;
+    if (!form.remove || form.erase) std::copy_n(c.given.rows, size, c.value[0]);
+    if (!form.remove) return;
+    T* to = c.value[form.solved_slot()];
+    for (index_t t = 0; t < count; ++t) load_row(written, first + t, values_, to + t * wide_values_);
+    std::fill(to + count * wide_values_, to + size, T(0));
   }
 
   void load_cotangents(index_t first, index_t count, ChunkForm form, const Rows<const T>& d_out, T* to) const {
