@@ -83,6 +83,9 @@ def linear_attention_sides(given: Arguments) -> tuple[Problem, Callable[[Array],
 
 def delta(op: str, given: Arguments, operands: Arguments) -> Problem:
     """A delta rule with the normalisation that the user asked for."""
+    for name in ("query", "key", "value", *(name for name in ("beta", "removal") if name in given)):
+        if given[name] is None:
+            raise TypeError(f"{op}: {name} is None; expected an array")
     normalize = given.get("normalize", "none")
     if normalize not in ("none", "sum", "l2", "attention"):
         raise ValueError(f"{op}: normalize is {normalize!r}; expected 'none', 'sum', 'l2' or 'attention'")

@@ -14,39 +14,9 @@
 /// what multiplies the rows themselves is read from G and from S turned over their diagonals.
 #pragma once
 
-#include "recollect/ops/state_scan.hpp"
+#include "recollect/ops/fast_weight_rows.hpp"
 
 namespace recollect::detail {
-
-struct ChunkForm {
-  bool query = true, write = true, remove = false, erase = false, gated = false;
-  int readers() const { return int{query} + int{remove}; }
-  int writers() const { return int{write} + int{erase}; }
-  int query_slot() const { return remove ? 1 : 0; }
-  int solved_slot() const { return erase ? 1 : 0; }  // the writer whose values come of u
-};
-
-/// All rows of a chunk, padded to whole groups and packets with tokens that do nothing. Slots: b before q, w before a.
-template <class T>
-struct ChunkRows {
-  index_t groups = 0;
-  std::array<T*, 2> reader{}, faded_reader{}, writer{}, faded_writer{};  // (tokens, K)
-  std::array<T*, 2> value{}, read{};                                     // (tokens, V): y and u; what b and q read
-  T *decay = nullptr, *end = nullptr;                                    // (tokens, K); (groups, K): the product over a group
-  T* coefficients = nullptr;                                             // (groups, reader, writer, group, group)
-
-  T* square(index_t g, int reader_slot, int writer_slot) const {
-    return coefficients + ((g * 2 + reader_slot) * 2 + writer_slot) * group * group;
-  }
-};
-
-/// What the backward pass makes of them. d_reader and d_writer first hold the gradients of the faded rows.
-template <class T>
-struct ChunkGradients {
-  std::array<T*, 2> reader{}, writer{}, value{};
-  const T* d_out = nullptr;
-  T* coefficients = nullptr;
-};
 
 template <class T>
 class Chunk {
@@ -56,40 +26,34 @@ class Chunk {
   Chunk(ChunkForm form, index_t keys, index_t values)
       : form_(form), keys_(keys), values_(values), wide_keys_(padded<T>(keys)), wide_values_(padded<T>(values)) {}
 
-  /// Rows of arrays whose sizes are powers of two would all begin at the same place of a page and wait for each other in the first-level
-  /// cache: some lines between them keep them apart.
-  static T* take(Scratch& scratch, index_t count) { return scratch.take<T>(count + 5 * 64 / static_cast<index_t>(sizeof(T))); }
-
   ChunkRows<T> make(Scratch& scratch, index_t tokens) const {
     ChunkRows<T> c;
     const index_t groups = (tokens + group - 1) / group, count = groups * group;
     for (int r = 0; r < form_.readers(); ++r) {
-      c.faded_reader[r] = c.reader[r] = take(scratch, count * wide_keys_);
-      if (form_.gated) c.faded_reader[r] = take(scratch, count * wide_keys_);
-      c.read[r] = take(scratch, count * wide_values_);
+      if (form_.gated) c.faded_reader[r] = take_rows<T>(scratch, count * wide_keys_);
+      c.read[r] = take_rows<T>(scratch, count * wide_values_);
     }
     for (int w = 0; w < form_.writers(); ++w) {
-      c.faded_writer[w] = c.writer[w] = take(scratch, count * wide_keys_);
-      if (form_.gated) c.faded_writer[w] = take(scratch, count * wide_keys_);
-      c.value[w] = take(scratch, count * wide_values_);
+      if (form_.gated) c.faded_writer[w] = take_rows<T>(scratch, count * wide_keys_);
+      c.value[w] = take_rows<T>(scratch, count * wide_values_);
     }
     if (form_.gated) {
-      c.decay = take(scratch, count * wide_keys_);
-      c.end = take(scratch, groups * wide_keys_);
+      c.decay = take_rows<T>(scratch, count * wide_keys_);
+      c.end = take_rows<T>(scratch, groups * wide_keys_);
     }
-    c.coefficients = take(scratch, groups * 4 * group * group);
+    c.coefficients = take_rows<T>(scratch, groups * 4 * group * group);
     return c;
   }
 
   ChunkGradients<T> make_gradients(Scratch& scratch, const ChunkRows<T>& c) const {
     ChunkGradients<T> d;
     const index_t count = c.groups * group;
-    for (int r = 0; r < form_.readers(); ++r) d.reader[r] = take(scratch, count * wide_keys_);
+    for (int r = 0; r < form_.readers(); ++r) d.reader[r] = take_rows<T>(scratch, count * wide_keys_);
     for (int w = 0; w < form_.writers(); ++w) {
-      d.writer[w] = take(scratch, count * wide_keys_);
-      d.value[w] = take(scratch, count * wide_values_);
+      d.writer[w] = take_rows<T>(scratch, count * wide_keys_);
+      d.value[w] = take_rows<T>(scratch, count * wide_values_);
     }
-    d.coefficients = take(scratch, c.groups * 4 * group * group);
+    d.coefficients = take_rows<T>(scratch, c.groups * 4 * group * group);
     return d;
   }
 
@@ -99,29 +63,37 @@ class Chunk {
       for (int w = 0; w < form_.writers(); ++w) form_.gated ? couple<true>(c, g, w) : couple<false>(c, g, w);
   }
 
-  /// S before the chunk to S after it; c.read of q is the output, c.value becomes y and u.
-  template <class Place>
-  void forward(const ChunkRows<T>& c, Place&& place) const {
+  /// S before the chunk to S after it. Of y and u only what the next group needs is kept. `ahead(g, column)` is called between the groups
+  /// of a strip: it can ask for memory that a later chunk will need.
+  template <class Place, class Ahead>
+  void forward(const ChunkRows<T>& c, Place&& place, Ahead&& ahead) const {
     Scan<T> s = natural(c);
     s.writing = form_.writers();
     s.reading = form_.readers();
-    for (int w = 0; w < form_.writers(); ++w) s.writers[w] = {c.faded_writer[w], c.value[w]};
-    for (int r = 0; r < form_.readers(); ++r) s.readers[r] = {c.faded_reader[r], c.read[r]};
+    for (int w = 0; w < form_.writers(); ++w)
+      s.writers[w] = {faded_writer(c, w).rows, faded_writer(c, w).stride, c.value[w], wide_values_, two_groups};
+    if (form_.write && !form_.remove && !c.strength)
+      s.writers[0] = {faded_writer(c, 0).rows, faded_writer(c, 0).stride, c.given.rows, c.given.stride};
+    for (int r = 0; r < form_.readers(); ++r) s.readers[r] = {faded_reader(c, r).rows, faded_reader(c, r).stride, c.read[r], one_group};
     scan_states(s, place, [&](index_t g, index_t column, int packets) {
+      ahead(g, column);
       for (int j = 0; j < packets; ++j) complete(c, g, column + j * P::width);
     });
   }
 
   /// Three scans: G backwards, from which come the gradients of the values; the same turned, which gives those of the writers; and S
   /// turned, forwards again, which gives those of the readers. `state` is S before the chunk and `gradient` that of S after it, turned.
-  void backward(const ChunkRows<T>& c, const ChunkGradients<T>& d, T* gradient, T* turned_gradient, T* turned_state) const {
+  template <class Ahead>
+  void backward(const ChunkRows<T>& c, const ChunkGradients<T>& d, T* gradient, T* turned_gradient, T* turned_state, Ahead&& ahead) const {
     Scan<T> s = natural(c);
     s.backwards = true;
     s.writing = form_.readers();
     s.reading = form_.writers();
-    for (int r = 0; r < form_.readers(); ++r) s.writers[r] = {c.faded_reader[r], cotangent(d, r)};
-    for (int w = 0; w < form_.writers(); ++w) s.readers[w] = {c.faded_writer[w], d.value[w]};
+    for (int r = 0; r < form_.readers(); ++r)
+      s.writers[r] = {faded_reader(c, r).rows, faded_reader(c, r).stride, cotangent(d, r), wide_values_};
+    for (int w = 0; w < form_.writers(); ++w) s.readers[w] = {faded_writer(c, w).rows, faded_writer(c, w).stride, d.value[w]};
     scan_state(s, gradient, [&](index_t g, index_t column, int packets) {
+      ahead(g, column);
       for (int j = 0; j < packets; ++j) complete_adjoint(c, d, g, column + j * P::width);
     });
     const auto nothing = [](index_t, index_t, int) {};
@@ -129,14 +101,15 @@ class Chunk {
     s.backwards = true;
     s.writing = form_.readers();
     s.reading = form_.writers();
-    for (int r = 0; r < form_.readers(); ++r) s.writers[r] = {cotangent(d, r), c.faded_reader[r]};
-    for (int w = 0; w < form_.writers(); ++w) s.readers[w] = {c.value[w], d.writer[w]};
+    for (int r = 0; r < form_.readers(); ++r)
+      s.writers[r] = {cotangent(d, r), wide_values_, faded_reader(c, r).rows, faded_reader(c, r).stride};
+    for (int w = 0; w < form_.writers(); ++w) s.readers[w] = {c.value[w], wide_values_, d.writer[w]};
     scan_state(s, turned_gradient, nothing);
     s = turned(c);
     s.writing = form_.writers();
     s.reading = form_.readers();
-    for (int w = 0; w < form_.writers(); ++w) s.writers[w] = {c.value[w], c.faded_writer[w]};
-    for (int r = 0; r < form_.readers(); ++r) s.readers[r] = {cotangent(d, r), d.reader[r]};
+    for (int w = 0; w < form_.writers(); ++w) s.writers[w] = {c.value[w], wide_values_, faded_writer(c, w).rows, faded_writer(c, w).stride};
+    for (int r = 0; r < form_.readers(); ++r) s.readers[r] = {cotangent(d, r), wide_values_, d.reader[r]};
     scan_state(s, turned_state, nothing);
     for (index_t g = 0; g < c.groups; ++g) {
       for (int r = 0; r < form_.readers(); ++r)
@@ -146,12 +119,18 @@ class Chunk {
   }
 
  private:
+  Lying<const T> faded_reader(const ChunkRows<T>& c, int r) const {
+    return form_.gated ? Lying<const T>{c.faded_reader[r], wide_keys_} : c.reader[r];
+  }
+  Lying<const T> faded_writer(const ChunkRows<T>& c, int w) const {
+    return form_.gated ? Lying<const T>{c.faded_writer[w], wide_keys_} : c.writer[w];
+  }
+
   bool strict(int reader) const { return form_.remove && reader == 0; }  // b reads before its token writes, q after
 
   Scan<T> natural(const ChunkRows<T>& c) const {
     Scan<T> s;
     s.rows = keys_;
-    s.row_stride = wide_keys_;
     s.columns = wide_values_;
     s.groups = c.groups;
     s.fade = form_.gated ? fading::rows : fading::none;
@@ -163,7 +142,6 @@ class Chunk {
   Scan<T> turned(const ChunkRows<T>& c) const {
     Scan<T> s = natural(c);
     s.rows = values_;
-    s.row_stride = wide_values_;
     s.columns = wide_keys_;
     if (form_.gated) s.fade = fading::columns;
     return s;
@@ -187,7 +165,7 @@ class Chunk {
 #pragma GCC unroll 16
       for (P& sum : square) sum = P(T(0));
     const index_t start = g * group * wide_keys_;
-    const bool with_readers = form_.readers() > 0, first_strict = strict(0);
+    const bool with_readers = form_.readers() > 0, first_strict = strict(0), late = c.removes_key;
     for (index_t k = 0; k < wide_keys_; k += P::width) {
       const auto at = [&](const T* rows, index_t t) { return P::load(rows + start + t * wide_keys_ + k); };
       P decay[group], reader[Readers][group];
@@ -196,7 +174,7 @@ class Chunk {
       if constexpr (Gated)
         for (index_t t = 0; t < group; ++t) decay[t] = at(c.decay, t);
       for (int r = 0; r < Readers && with_readers; ++r)
-        for (index_t t = 0; t < group; ++t) reader[r][t] = at(c.reader[r], t);
+        for (index_t t = 0; t < group; ++t) reader[r][t] = P::load(c.reader[r].rows + (g * group + t) * c.reader[r].stride + k);
       if constexpr (Gated)
         if (w == 0) {
           P fade(T(1));
@@ -204,19 +182,21 @@ class Chunk {
             const P before = fade;
             fade = fade * decay[t];
             for (int r = 0; r < Readers && with_readers; ++r)
-              (reader[r][t] * (strict(r) ? before : fade)).store(c.faded_reader[r] + start + t * wide_keys_ + k);
+              (reader[r][t] * (strict(r) && !late ? before : fade)).store(c.faded_reader[r] + start + t * wide_keys_ + k);
           }
           fade.store(c.end + g * wide_keys_ + k);
         }
 #pragma GCC unroll 4
       for (index_t s = 0; s < group; ++s) {
-        P now = at(c.writer[w], s);
+        P now = P::load(c.writer[w].rows + (g * group + s) * c.writer[w].stride + k);
 #pragma GCC unroll 4
         for (index_t t = s; t < group; ++t) {
-          // Of two readers the first is b; one alone may be either.
-          if (Readers == 2 && t > s) sums[0][t * group + s] = fma(reader[0][t], now, sums[0][t * group + s]);
-          if (Readers == 1 && first_strict && t > s) sums[0][t * group + s] = fma(reader[0][t], now, sums[0][t * group + s]);
+          const P before = now;
           if (Gated && t > s) now = now * decay[t];
+          // Of two readers the first is b; one alone may be either.
+          const P found = Gated && !late ? before : now;
+          if (Readers == 2 && t > s) sums[0][t * group + s] = fma(reader[0][t], found, sums[0][t * group + s]);
+          if (Readers == 1 && first_strict && t > s) sums[0][t * group + s] = fma(reader[0][t], found, sums[0][t * group + s]);
           constexpr int last = Readers - 1;
           if (Readers == 2 || (!first_strict && with_readers))
             sums[last][t * group + s] = fma(reader[last][t], now, sums[last][t * group + s]);
@@ -229,32 +209,72 @@ class Chunk {
 
   /// u, y and what q reads, for one packet of columns.
   void complete(const ChunkRows<T>& c, index_t g, index_t column) const {
-    if (!form_.write) return;
-    const index_t first = g * group * wide_values_ + column;
-    const auto rows = [&](const T* from, P(&to)[group]) {
-      for (index_t t = 0; t < group; ++t) to[t] = P::load(from + first + t * wide_values_);
-    };
-    const auto keep = [&](const P(&from)[group], T* to) {
-      for (index_t t = 0; t < group; ++t) from[t].store(to + first + t * wide_values_);
-    };
-    P value[group], u[group] = {P(T(0)), P(T(0)), P(T(0)), P(T(0))};
-    rows(c.value[0], value);
+    const index_t first = g * group, turn = (g & two_groups) * group;
+    P value[group], u[group];
+    for (index_t t = 0; t < group; ++t) value[t] = u[t] = P(T(0));
+    if (form_.write) load(c.given, first, column, value);
     if (form_.remove) {
-      rows(c.read[0], u);
-      if (form_.erase) add<1>(c.square(g, 0, 0), value, u);
-      if (!form_.erase)
-        for (index_t t = 0; t < group; ++t) u[t] = u[t] + value[t];
-      solve(c.square(g, 0, form_.solved_slot()), u);
-      keep(u, c.value[form_.solved_slot()]);
+      load(Lying<const T>{c.read[0], wide_values_}, 0, column, u);
+      if (form_.erase)
+        erase(c, g, value, u);
+      else
+        replace(c, g, column, u, value);
+    } else if (form_.write && c.strength) {
+      for (index_t t = 0; t < group; ++t) value[t] = P(c.strength[first + t]) * value[t];
+      store(value, Lying<T>{c.value[0], wide_values_}, turn, column);
     }
-    if (form_.query) {
-      P out[group];
-      const int q = form_.query_slot();
-      rows(c.read[q], out);
-      if (form_.erase || !form_.remove) add<0>(c.square(g, q, 0), value, out);
-      if (form_.remove) add<0>(c.square(g, q, form_.solved_slot()), u, out);
-      keep(out, c.read[q]);
+    if (form_.erase) {
+      store(value, Lying<T>{c.value[0], wide_values_}, turn, column);
+      store(u, Lying<T>{c.value[1], wide_values_}, turn, column);
+      if (c.written.rows) store(u, c.written, first, column);
     }
+    if (!form_.query) return;
+    P out[group];
+    const int q = form_.query_slot();
+    load(Lying<const T>{c.read[q], wide_values_}, 0, column, out);
+    if (form_.write) add_earlier<0>(c.square(g, q, 0), value, out);
+    if (form_.erase) add_earlier<0>(c.square(g, q, 1), u, out);
+    if (c.scale != T(1))
+      for (P& row : out) row = P(c.scale) * row;
+    store(out, c.out, first, column);
+  }
+
+  /// Where a erases: what is written is v, of its strength, and u comes of v and of the u before it.
+  void erase(const ChunkRows<T>& c, index_t g, P (&value)[group], P (&u)[group]) const {
+    if (c.strength)
+      for (index_t t = 0; t < group; ++t) value[t] = P(c.strength[g * group + t]) * value[t];
+    add_earlier<1>(c.square(g, 0, 0), value, u);
+    const T* m = c.square(g, 0, 1);
+#pragma GCC unroll 4
+    for (index_t s = 0; s < group; ++s)
+#pragma GCC unroll 4
+      for (index_t t = s + 1; t < group; ++t) u[t] = fma(P(m[t * group + s]), u[s], u[t]);
+  }
+
+  /// Where w itself erases: y_t = strength_t (v_t + u_t), u_t of the y before it.
+  void replace(const ChunkRows<T>& c, index_t g, index_t column, const P (&u)[group], P (&value)[group]) const {
+    const T *m = c.square(g, 0, 0), *strength = c.strength ? c.strength + g * group : nullptr;
+    for (index_t t = 0; t < group; ++t) value[t] = c.removes_key ? value[t] - u[t] : value[t] + u[t];
+    P kept[group];
+#pragma GCC unroll 4
+    for (index_t s = 0; s < group; ++s) {
+      kept[s] = value[s];
+      if (strength) value[s] = P(strength[s]) * value[s];
+      const P written = c.removes_key ? P(T(0)) - value[s] : value[s];
+#pragma GCC unroll 4
+      for (index_t t = s + 1; t < group; ++t) value[t] = fma(P(m[t * group + s]), written, value[t]);
+    }
+    if (c.written.rows) store(kept, c.written, g * group, column);
+    store(value, Lying<T>{c.value[0], wide_values_}, (g & two_groups) * group, column);
+  }
+
+  static void load(Lying<const T> from, index_t first, index_t column, P (&to)[group]) {
+#pragma GCC unroll 4
+    for (index_t t = 0; t < group; ++t) to[t] = P::load(from.rows + (first + t) * from.stride + column);
+  }
+  static void store(const P (&from)[group], Lying<T> to, index_t first, index_t column) {
+#pragma GCC unroll 4
+    for (index_t t = 0; t < group; ++t) from[t].store(to.rows + (first + t) * to.stride + column);
   }
 
   /// The adjoint of `complete`: gradients of v and u from those of what was written and of what q read.
@@ -266,45 +286,14 @@ class Chunk {
       for (index_t t = 0; t < group; ++t) d_out[t] = P::load(d.d_out + first + t * wide_values_);
     for (int w = 0; w < form_.writers(); ++w) {
       for (index_t t = 0; t < group; ++t) d_value[w][t] = P::load(d.value[w] + first + t * wide_values_);
-      if (form_.query) add_adjoint<0>(c.square(g, form_.query_slot(), w), d_out, d_value[w]);
+      if (form_.query) add_later<0>(c.square(g, form_.query_slot(), w), d_out, d_value[w]);
     }
     if (form_.remove) {
-      solve_adjoint(c.square(g, 0, form_.solved_slot()), d_value[form_.solved_slot()]);
-      if (form_.erase) add_adjoint<1>(c.square(g, 0, 0), d_value[1], d_value[0]);
+      solve_later(c.square(g, 0, form_.solved_slot()), d_value[form_.solved_slot()]);
+      if (form_.erase) add_later<1>(c.square(g, 0, 0), d_value[1], d_value[0]);
     }
     for (int w = 0; w < form_.writers(); ++w)
       for (index_t t = 0; t < group; ++t) d_value[w][t].store(d.value[w] + first + t * wide_values_);
-  }
-
-  /// to_t += sum_{s <= t - Gap} m(t, s) from_s
-  template <int Gap>
-  static void add(const T* m, const P (&from)[group], P (&to)[group]) {
-#pragma GCC unroll 4
-    for (index_t t = 0; t < group; ++t)
-#pragma GCC unroll 4
-      for (index_t s = 0; s + Gap <= t; ++s) to[t] = fma(P(m[t * group + s]), from[s], to[t]);
-  }
-
-  template <int Gap>
-  static void add_adjoint(const T* m, const P (&from)[group], P (&to)[group]) {
-#pragma GCC unroll 4
-    for (index_t s = 0; s < group; ++s)
-#pragma GCC unroll 4
-      for (index_t t = s + Gap; t < group; ++t) to[s] = fma(P(m[t * group + s]), from[t], to[s]);
-  }
-
-  static void solve(const T* m, P (&x)[group]) {
-#pragma GCC unroll 4
-    for (index_t s = 0; s < group; ++s)
-#pragma GCC unroll 4
-      for (index_t t = s + 1; t < group; ++t) x[t] = fma(P(m[t * group + s]), x[s], x[t]);
-  }
-
-  static void solve_adjoint(const T* m, P (&x)[group]) {
-#pragma GCC unroll 4
-    for (index_t t = group - 1; t > 0; --t)
-#pragma GCC unroll 4
-      for (index_t s = 0; s < t; ++s) x[s] = fma(P(m[t * group + s]), x[t], x[s]);
   }
 
   /// Gradients of the coefficients: scalar products of what a reader was asked for with what a writer wrote.
@@ -334,12 +323,13 @@ class Chunk {
     const int q = form_.query_slot();
     for (index_t k = 0; k < wide_keys_; k += P::width) {
       const auto at = [&](T* rows, index_t t) { return rows + start + t * wide_keys_ + k; };
+      const auto row = [&](Lying<const T> rows, index_t t) { return P::load(rows.rows + (g * group + t) * rows.stride + k); };
       P decay[group], b[group], query[group], d_b[group], d_query[group], fade(T(1));
       for (P* row : {decay, b, query, d_b, d_query}) std::fill(row, row + group, P(T(0)));
 #pragma GCC unroll 4
       for (index_t t = 0; t < group; ++t) {
-        if (form_.remove) b[t] = P::load(at(c.reader[0], t)), d_b[t] = P::load(at(d.reader[0], t));
-        if (form_.query) query[t] = P::load(at(c.reader[q], t)), d_query[t] = P::load(at(d.reader[q], t));
+        if (form_.remove) b[t] = row(c.reader[0], t), d_b[t] = P::load(at(d.reader[0], t));
+        if (form_.query) query[t] = row(c.reader[q], t), d_query[t] = P::load(at(d.reader[q], t));
         if constexpr (Gated) {
           decay[t] = P::load(at(c.decay, t));
           if (form_.remove) d_b[t] = d_b[t] * fade;
@@ -352,7 +342,7 @@ class Chunk {
         const T* d_read = d.coefficients + ((g * 2 + q) * 2 + w) * group * group;
 #pragma GCC unroll 4
         for (index_t s = 0; s < group; ++s) {
-          P now = P::load(at(c.writer[w], s)), d_now = P::load(at(d.writer[w], s));
+          P now = row(c.writer[w], s), d_now = P::load(at(d.writer[w], s));
 #pragma GCC unroll 4
           for (index_t t = s; t < group; ++t) {
             if (form_.remove && t > s) d_b[t] = fma(P(d_erased[t * group + s]), now, d_b[t]);

@@ -39,7 +39,7 @@ class SequenceScan {
     const Tokens<T> tokens(p_, map_, from, scale, values_);
     const Chunk<T> chunk(tokens.form(), keys_, values_);
     const ChunkRows<T> room = chunk.make(scratch, std::min(p_.chunk, count_));
-    TokenRows<T> rows = tokens.make(scratch, in_groups(room, std::min(p_.chunk, count_)));
+    TokenRows<T> rows = tokens.make(scratch, std::min(p_.chunk, count_));
     T* z = scratch.take<T>(wide_keys_);
     load_normaliser(tokens, from.state, z);
     const bool in_place = count_ > 0 && count_ <= std::min(group, p_.chunk) && lies_ready(from.state) && lies_ready(to.state);
@@ -47,22 +47,29 @@ class SequenceScan {
     if (!in_place) load_state(from.state, state);
     for (index_t first = 0; first < count_; first += p_.chunk) {
       const index_t count = std::min(p_.chunk, count_ - first);
-      const ChunkRows<T> c = in_groups(room, count);
+      ChunkRows<T> c = in_groups(room, count);
       if (to.checkpoints) save(tokens, in_place ? nullptr : state, from.state, z, to.checkpoints + first / p_.chunk * checkpoint(tokens));
-      tokens.load(first, count, c, rows, z);
-      fetch_next(first + p_.chunk, tokens, to);
+      tokens.load(first, count, false, c, rows, z);
+      const bool out_lies = lies(to.out, count), written_lies = lies(to.written, count);
+      c.out = out_lies ? Lying<T>{&to.out.at(first), to.out.time} : Lying<T>{rows.out, wide_values_};
+      if (to.written) c.written = written_lies ? Lying<T>{&to.written.at(first), to.written.time} : Lying<T>{rows.written, wide_values_};
       chunk.prepare(c);
-      chunk.forward(c, [&](index_t column, index_t width) {
+      const auto place = [&](index_t column, index_t width) {
         if (in_place) return Strip<T>{&from.state.at(0, column), &to.state.at(0, column), from.state.time, to.state.time};
         T* first_of_strip = state + column * keys_;
         return Strip<T>{first_of_strip, first_of_strip, width, width};
-      });
-      store(first, count, tokens, c, to);
+      };
+      chunk.forward(c, place, spread(first + p_.chunk, [&](index_t t) {
+                      tokens.fetch(t);
+                      fetch_row(to.out, t, values_);
+                      fetch_row(to.written, t, values_);
+                    }));
+      for (index_t t = 0; to.out && !out_lies && t < count; ++t) store_row(rows.out + t * wide_values_, values_, to.out, first + t);
+      for (index_t t = 0; to.written && !written_lies && t < count; ++t)
+        store_row(rows.written + t * wide_values_, values_, to.written, first + t);
     }
     if (!to.state) return;
-    if (!in_place)
-      for (index_t k = 0; k < keys_; ++k)
-        for (index_t v = 0; v < values_; ++v) to.state.at(k, v) = *state_at(state, keys_, k, v, wide_values_);
+    if (!in_place) store_state(state, to.state);
     if (tokens.normalised())
       for (index_t k = 0; k < keys_; ++k) to.state.at(k, values_) = z[k];
   }
@@ -76,7 +83,7 @@ class SequenceScan {
     const Chunk<T> chunk(form, keys_, values_);
     const index_t longest = std::min(p_.chunk, count_);
     const ChunkRows<T> room = chunk.make(scratch, longest);
-    TokenRows<T> rows = tokens.make(scratch, in_groups(room, longest));
+    TokenRows<T> rows = tokens.make(scratch, longest);
     ChunkGradients<T> d = chunk.make_gradients(scratch, in_groups(room, longest));
     T* cotangents = scratch.take<T>((longest + group - 1) / group * group * wide_values_);
     d.d_out = cotangents;
@@ -90,34 +97,44 @@ class SequenceScan {
     double d_scale = 0;
     for (index_t i = fast_weight::chunks_of(count_, p_.chunk) - 1; i >= 0; --i) {
       const index_t first = i * p_.chunk, count = std::min(p_.chunk, count_ - first);
-      const ChunkRows<T> c = in_groups(room, count);
+      ChunkRows<T> c = in_groups(room, count);
       const index_t columns = values_ + (tokens.normalised() ? 1 : 0);
       const Rows<const T> before{tape.checkpoints + i * checkpoint(tokens), columns, 1};
       load_turned(before, turned_state);
       load_normaliser(tokens, before, z);
-      tokens.load(first, count, c, rows, z);
+      tokens.load(first, count, true, c, rows, z);
       load_written(first, count, form, tape.written, c);
       load_cotangents(first, count, form, tape.d_out, cotangents);
       chunk.prepare(c);
       if (form.gated) std::copy_n(turned_gradient, size, after);
-      chunk.backward(c, d, gradient, turned_gradient, turned_state);
+      chunk.backward(c, d, gradient, turned_gradient, turned_state, spread(first - p_.chunk, [&](index_t t) {
+                       tokens.fetch(t);
+                       fetch_row(tape.d_out, t, values_);
+                       fetch_row(tape.written, t, values_);
+                       fetch_row(to.query, t, map_.d());
+                       fetch_row(to.key, t, map_.d());
+                       fetch_row(to.value, t, values_);
+                     }));
       if (form.gated) weigh(after, turned_state, balance);
       d_scale += tokens.pull(first, c, d, rows, balance, d_z, to);
     }
     if (!to.state) return d_scale;
-    for (index_t k = 0; k < keys_; ++k)
-      for (index_t v = 0; v < values_; ++v) to.state.at(k, v) = *state_at(gradient, keys_, k, v, wide_values_);
+    store_state(gradient, to.state);
     if (tokens.normalised())
       for (index_t k = 0; k < keys_; ++k) to.state.at(k, values_) = d_z[k];
     return d_scale;
   }
 
  private:
-  void fetch_next(index_t first, const Tokens<T>& tokens, const SequenceResults<T>& to) const {
-    const index_t count = std::min(p_.chunk, count_ - first);
-    if (count <= 0) return;
-    tokens.fetch(first, count);
-    for (index_t t = first; t < first + count; ++t) fetch_row(to.out, t, values_);
+  /// Spreads the tokens of another chunk, which begins at `first`, over the groups and strips of this one, so that memory is read while
+  /// the processor computes: all at once, they would wait for each other.
+  template <class Fetch>
+  auto spread(index_t first, Fetch&& fetch) const {
+    return [this, first, fetch](index_t g, index_t column) {
+      const index_t strips = std::max<index_t>(wide_values_ / strip_columns<T>, 1), strip = std::min(column / strip_columns<T>, strips - 1);
+      const index_t end = std::min({first + p_.chunk, count_, first + g * group + (strip + 1) * group / strips});
+      for (index_t t = first + g * group + strip * group / strips; t < end && first >= 0; ++t) fetch(t);
+    };
   }
 
   static ChunkRows<T> in_groups(ChunkRows<T> room, index_t tokens) {
@@ -127,21 +144,61 @@ class SequenceScan {
 
   index_t checkpoint(const Tokens<T>& tokens) const { return keys_ * (values_ + (tokens.normalised() ? 1 : 0)); }
 
+  /// Whether whole groups of rows can be written where they belong.
+  bool lies(const Rows<T>& rows, index_t count) const { return rows && rows.inner == 1 && values_ == wide_values_ && count % group == 0; }
+
   /// Whether the scan can read and write a caller's state where it lies.
   bool lies_ready(const auto& state) const { return state && state.inner == 1 && values_ == wide_values_; }
 
+  /// f(row, column, width, place) for every row of every strip; the width is what of the strip is not padding.
+  template <class Pointer, class F>
+  static void each_strip_row(Pointer state, index_t rows, index_t columns, F&& f) {
+    for (index_t column = 0; column < columns; column += strip_columns<T>) {
+      const index_t wide = std::min(strip_columns<T>, padded<T>(columns) - column), width = std::min(strip_columns<T>, columns - column);
+      for (index_t k = 0; k < rows; ++k) f(k, column, width, state + column * rows + k * wide);
+    }
+  }
+
   void load_state(const Rows<const T>& from, T* state) const {
     std::fill_n(state, keys_ * wide_values_, T(0));
-    if (from)
-      for (index_t k = 0; k < keys_; ++k)
-        for (index_t v = 0; v < values_; ++v) *state_at(state, keys_, k, v, wide_values_) = from.at(k, v);
+    if (!from) return;
+    each_strip_row(state, keys_, values_, [&](index_t k, index_t v, index_t width, T* to) {
+      if (from.inner == 1)
+        copy_row(&from.at(k, v), width, to);
+      else
+        for (index_t j = 0; j < width; ++j) to[j] = from.at(k, v + j);
+    });
+  }
+
+  void store_state(const T* state, const Rows<T>& to) const {
+    each_strip_row(state, keys_, values_, [&](index_t k, index_t v, index_t width, const T* from) {
+      if (to.inner == 1)
+        copy_row(from, width, &to.at(k, v));
+      else
+        for (index_t j = 0; j < width; ++j) to.at(k, v + j) = from[j];
+    });
   }
 
   void load_turned(const Rows<const T>& from, T* state) const {
+    using P = Packet<T>;
     std::fill_n(state, values_ * wide_keys_, T(0));
-    if (from)
-      for (index_t k = 0; k < keys_; ++k)
-        for (index_t v = 0; v < values_; ++v) *state_at(state, values_, v, k, wide_keys_) = from.at(k, v);
+    if (!from) return;
+    for (index_t k = 0; k < keys_; k += P::width)
+      for (index_t v = 0; v < values_; v += P::width) {
+        const index_t high = std::min<index_t>(P::width, keys_ - k), wide = std::min<index_t>(P::width, values_ - v);
+        P square[P::width];
+        if (from.inner == 1 && high == P::width && wide == P::width) {
+          for (index_t i = 0; i < P::width; ++i) square[i] = P::load(&from.at(k + i, v));
+        } else {
+          T edge[P::width] = {};
+          for (index_t i = 0; i < P::width; ++i) {
+            for (index_t j = 0; j < wide; ++j) edge[j] = i < high ? from.at(k + i, v + j) : T(0);
+            square[i] = P::load(edge);
+          }
+        }
+        transpose(square);
+        for (index_t j = 0; j < wide; ++j) square[j].store(state_at(state, values_, v + j, k, wide_keys_));
+      }
   }
 
   void load_normaliser(const Tokens<T>& tokens, const Rows<const T>& state, T* z) const {
@@ -151,25 +208,24 @@ class SequenceScan {
   }
 
   void save(const Tokens<T>& tokens, const T* state, const Rows<const T>& given, const T* z, T* to) const {
-    const index_t columns = values_ + (tokens.normalised() ? 1 : 0);
-    for (index_t k = 0; k < keys_; ++k) {
-      for (index_t v = 0; v < values_; ++v) to[k * columns + v] = state ? *state_at(state, keys_, k, v, wide_values_) : given.at(k, v);
-      if (tokens.normalised()) to[k * columns + values_] = z[k];
-    }
+    const Rows<T> rows{to, values_ + (tokens.normalised() ? 1 : 0), 1};
+    if (state)
+      store_state(state, rows);
+    else
+      for (index_t k = 0; k < keys_; ++k)
+        for (index_t v = 0; v < values_; ++v) rows.at(k, v) = given.at(k, v);
+    for (index_t k = 0; tokens.normalised() && k < keys_; ++k) rows.at(k, values_) = z[k];
   }
 
-  void store(index_t first, index_t count, const Tokens<T>& tokens, const ChunkRows<T>& c, const SequenceResults<T>& to) const {
-    const ChunkForm form = tokens.form();
-    for (index_t t = 0; t < count; ++t) {
-      if (to.out) store_row(c.read[form.query_slot()] + t * wide_values_, values_, to.out, first + t);
-      if (to.written) store_row(c.value[form.solved_slot()] + t * wide_values_, values_, to.written, first + t);
-    }
-  }
-
+  /// y = v + u as the forward pass has kept it, or v and, where a erases, u.
   void load_written(index_t first, index_t count, ChunkForm form, const Rows<const T>& written, const ChunkRows<T>& c) const {
-    for (index_t t = 0; form.remove && t < count; ++t)
-      load_row(written, first + t, values_, c.value[form.solved_slot()] + t * wide_values_);
-    for (index_t t = count; form.erase && t < c.groups * group; ++t) std::fill_n(c.value[1] + t * wide_values_, wide_values_, T(0));
+    if (!form.write) return;
+    const index_t size = c.groups * group * wide_values_;
+    if (!form.remove || form.erase) std::copy_n(c.given.rows, size, c.value[0]);
+    if (!form.remove) return;
+    T* to = c.value[form.solved_slot()];
+    for (index_t t = 0; t < count; ++t) load_row(written, first + t, values_, to + t * wide_values_);
+    std::fill(to + count * wide_values_, to + size, T(0));
   }
 
   void load_cotangents(index_t first, index_t count, ChunkForm form, const Rows<const T>& d_out, T* to) const {

@@ -15,14 +15,17 @@ struct Sequence {
   Rows<T> query, key, value, beta, a, b, decay, channel_decay, state;
 };
 
-/// What is kept of a chunk beside its rows.
+/// What the rows of a chunk are made of, and where they lie if they do not lie in the operands.
 template <class T>
 struct TokenRows {
   index_t count = 0;
-  T *key = nullptr, *query = nullptr, *removal = nullptr;  // phi(key), phi(query), and what removes: phi(key) or b
-  T *normaliser = nullptr, *faded_normaliser = nullptr;    // z_t and D_t z_{t-1}
-  T *of_output = nullptr, *of_removal = nullptr;           // what is divided by, inverted
-  T* ones = nullptr;
+  T *key = nullptr, *query = nullptr;  // phi(key), phi(query)
+  std::array<T*, 2> writer{}, reader{};
+  T *value = nullptr, *out = nullptr, *written = nullptr;
+  T* removal = nullptr;                                  // b, where it is a key of its own
+  T *normaliser = nullptr, *faded_normaliser = nullptr;  // z_t and D_t z_{t-1}
+  T *of_output = nullptr, *of_removal = nullptr;         // what is divided by, inverted
+  T* strength = nullptr;
 };
 
 template <class T>
@@ -40,55 +43,69 @@ class Tokens {
   ChunkForm form() const { return form_; }
   bool normalised() const { return p_.normalise != fast_weight::normalisation::none; }
 
-  TokenRows<T> make(Scratch& scratch, const ChunkRows<T>& c) const {
+  TokenRows<T> make(Scratch& scratch, index_t tokens) const {
+    tokens = (tokens + group - 1) / group * group;
+    const auto keys = [&] { return take_rows<T>(scratch, tokens * wide_); };
     TokenRows<T> rows;
-    const index_t tokens = c.groups * group;
-    if (form_.write) rows.key = from_.beta ? scratch.take<T>(tokens * wide_) : c.writer[0];
-    if (form_.query) rows.query = scaled() ? scratch.take<T>(tokens * wide_) : c.reader[form_.query_slot()];
-    if (delta()) rows.removal = from_.b ? scratch.take<T>(tokens * wide_) : rows.key;
+    rows.key = keys(), rows.query = keys(), rows.removal = keys();
+    for (int i = 0; i < 2; ++i) rows.writer[i] = keys(), rows.reader[i] = keys();
+    rows.value = take_rows<T>(scratch, tokens * padded<T>(values_));
+    rows.out = take_rows<T>(scratch, tokens * padded<T>(values_));
+    rows.written = take_rows<T>(scratch, tokens * padded<T>(values_));
+    rows.strength = scratch.take<T>(tokens);
     if (normalised()) {
-      rows.normaliser = scratch.take<T>(tokens * wide_);
-      rows.faded_normaliser = scratch.take<T>(tokens * wide_);
+      rows.normaliser = keys(), rows.faded_normaliser = keys();
       rows.of_output = scratch.take<T>(tokens);
       rows.of_removal = scratch.take<T>(tokens);
     }
     return rows;
   }
 
-  /// Tokens first .. first + count - 1; `normaliser` is z before them and becomes z after them.
-  void load(index_t first, index_t count, const ChunkRows<T>& c, TokenRows<T>& rows, T* normaliser) const {
+  /// Tokens first .. first + count - 1; `normaliser` is z before them and becomes z after them. Without `plainly`, keys that remove what
+  /// they write, write strengths and scales are left to the chunk, and rows that can be used where they lie are; with it every row is
+  /// what the recurrence says, as gradients need it.
+  void load(index_t first, index_t count, bool plainly, ChunkRows<T>& c, TokenRows<T>& rows, T* normaliser) const {
     Scratch& scratch = Scratch::local();
     const Scratch::Frame frame(scratch);
     T* x = scratch.take<T>(padded<T>(map_.d()));
+    const bool whole = !plainly && count % group == 0;
+    const bool key_lies = whole && map_.plain() && !normalised() && ready(from_.key, map_.width());
+    const bool query_lies = whole && map_.plain() && !normalised() && ready(from_.query, map_.width());
+    const bool value_lies = whole && ready(from_.value, values_);
     rows.count = count;
+    c.removes_key = !plainly && delta() && !from_.b && !normalised();
+    c.strength = !plainly && from_.beta ? rows.strength : nullptr;
+    c.scale = query_lies ? scale_ : T(1);
+    place(first, key_lies, query_lies, value_lies, c, rows);
     for (index_t t = 0; t < count; ++t) {
       const index_t here = t * wide_;
       if (form_.gated) load_decay(first + t, c.decay + here);
       if (form_.write) {
-        mapped(from_.key, first + t, x, rows.key + here);
-        if (from_.beta) scale_row(rows.key + here, from_.beta.at(first + t), c.writer[0] + here);
-        load_row(from_.value, first + t, values_, c.value[0] + t * padded<T>(values_));
-        if (form_.erase) load_row(from_.a, first + t, map_.width(), c.writer[1] + here);
+        if (!key_lies) mapped(from_.key, first + t, x, rows.key + here);
+        if (c.strength)
+          rows.strength[t] = from_.beta.at(first + t);
+        else if (from_.beta)
+          scale_row(rows.key + here, from_.beta.at(first + t), rows.writer[0] + here);
+        if (!value_lies) load_row(from_.value, first + t, values_, rows.value + t * padded<T>(values_));
+        if (form_.erase) load_row(from_.a, first + t, map_.width(), rows.writer[1] + here);
       }
-      if (form_.query) mapped(from_.query, first + t, x, rows.query + here);
+      if (form_.query && !query_lies) mapped(from_.query, first + t, x, rows.query + here);
       if (normalised()) normalise(t, c, rows, normaliser);
-      if (form_.remove) load_removal(first + t, t, c, rows);
-      if (form_.query && scaled())
-        scale_row(rows.query + here, normalised() ? scale_ * rows.of_output[t] : scale_, c.reader[form_.query_slot()] + here);
+      if (form_.remove && !c.removes_key) load_removal(first + t, t, c, rows);
+      if (form_.query && scaled() && !query_lies)
+        scale_row(rows.query + here, normalised() ? scale_ * rows.of_output[t] : scale_, rows.reader[form_.query_slot()] + here);
     }
-    for (index_t t = count; t < (count + group - 1) / group * group; ++t) clear_token(t, c);
+    for (index_t t = count; t < (count + group - 1) / group * group; ++t) clear_token(t, c, rows);
   }
 
-  /// Tokens that a later chunk will load.
-  void fetch(index_t first, index_t count) const {
-    for (index_t t = first; t < first + count; ++t) {
-      fetch_row(from_.query, t, map_.d());
-      fetch_row(from_.key, t, map_.d());
-      fetch_row(from_.value, t, values_);
-      fetch_row(from_.a, t, map_.width());
-      fetch_row(from_.b, t, map_.width());
-      fetch_row(from_.channel_decay, t, map_.width());
-    }
+  /// A token that a later chunk will load.
+  void fetch(index_t t) const {
+    fetch_row(from_.query, t, map_.d());
+    fetch_row(from_.key, t, map_.d());
+    fetch_row(from_.value, t, values_);
+    fetch_row(from_.a, t, map_.width());
+    fetch_row(from_.b, t, map_.width());
+    fetch_row(from_.channel_decay, t, map_.width());
   }
 
   /// Gradients of the operands of a chunk. `balance` is rowsum(G * S) after the chunk, `d_normaliser` the gradient of z after it, which
@@ -122,6 +139,20 @@ class Tokens {
  private:
   bool delta() const { return form_.remove && p_.rule == fast_weight::rule::delta; }
   bool scaled() const { return normalised() || scale_ != T(1); }
+  static bool ready(const Rows<const T>& rows, index_t width) { return rows && rows.inner == 1 && width % Packet<T>::width == 0; }
+
+  /// Where the rows of a chunk are to be found.
+  void place(index_t first, bool key_lies, bool query_lies, bool value_lies, ChunkRows<T>& c, const TokenRows<T>& rows) const {
+    const Lying<const T> key = key_lies ? Lying<const T>{&from_.key.at(first), from_.key.time} : Lying<const T>{rows.key, wide_};
+    const int q = form_.query_slot();
+    if (form_.write) c.writer[0] = from_.beta && !c.strength ? Lying<const T>{rows.writer[0], wide_} : key;
+    if (form_.erase) c.writer[1] = {rows.writer[1], wide_};
+    if (form_.remove) c.reader[0] = c.removes_key ? key : Lying<const T>{rows.reader[0], wide_};
+    if (form_.query) c.reader[q] = {scaled() ? rows.reader[q] : rows.query, wide_};
+    if (query_lies) c.reader[q] = {&from_.query.at(first), from_.query.time};
+    c.given = {rows.value, padded<T>(values_)};
+    if (value_lies) c.given = {&from_.value.at(first), from_.value.time};
+  }
 
   void mapped(const Rows<const T>& from, index_t t, T* x, T* phi) const {
     if (map_.plain()) return load_row(from, t, map_.d(), phi);
@@ -176,30 +207,29 @@ class Tokens {
 
   void load_removal(index_t at, index_t t, const ChunkRows<T>& c, const TokenRows<T>& rows) const {
     const index_t here = t * wide_;
-    T* b = c.reader[0] + here;
+    T* b = rows.reader[0] + here;
     if (!delta()) return load_row(from_.b, at, map_.width(), b);
     if (from_.b) load_row(from_.b, at, map_.width(), rows.removal + here);
-    const T* removal = rows.removal + here;
+    const T* removal = (from_.b ? rows.removal : rows.key) + here;
     const T factor = normalised() ? -rows.of_removal[t] : T(-1);
     scale_row(removal, factor, b);
     if (form_.gated)
       for (index_t k = 0; k < wide_; ++k) b[k] *= c.decay[here + k];
   }
 
-  void clear_token(index_t t, const ChunkRows<T>& c) const {
-    for (int r = 0; r < form_.readers(); ++r) std::fill_n(c.reader[r] + t * wide_, wide_, T(0));
-    for (int w = 0; w < form_.writers(); ++w) {
-      std::fill_n(c.writer[w] + t * wide_, wide_, T(0));
-      std::fill_n(c.value[w] + t * padded<T>(values_), padded<T>(values_), T(0));
-    }
+  void clear_token(index_t t, const ChunkRows<T>& c, const TokenRows<T>& rows) const {
+    for (T* keys : {rows.key, rows.query, rows.writer[0], rows.writer[1], rows.reader[0], rows.reader[1]})
+      std::fill_n(keys + t * wide_, wide_, T(0));
+    std::fill_n(rows.value + t * padded<T>(values_), padded<T>(values_), T(0));
+    rows.strength[t] = 0;
     if (form_.gated) std::fill_n(c.decay + t * wide_, wide_, T(1));
   }
 
   /// d log D_t = B_t + q dq - sum of w dw over what is written, B_{t-1} = d log D_t + b db, with B = rowsum(G * S): elementwise in the
   /// channel.
   void pull_balance(index_t here, const ChunkRows<T>& c, const ChunkGradients<T>& d, T* balance, T* d_decay) const {
-    const auto add = [&](const T* x, const T* d_x, T sign) {
-      for (index_t k = 0; k < wide_; ++k) balance[k] += sign * x[here + k] * d_x[here + k];
+    const auto add = [&](Lying<const T> x, const T* d_x, T sign) {
+      for (index_t k = 0; k < wide_; ++k) balance[k] += sign * x.rows[here + k] * d_x[here + k];
     };
     if (form_.query) add(c.reader[form_.query_slot()], d.reader[form_.query_slot()], T(1));
     for (int w = 0; w < form_.writers(); ++w) add(c.writer[w], d.writer[w], T(-1));
@@ -234,7 +264,7 @@ class Tokens {
   T pull_removal(index_t t, index_t at, const ChunkRows<T>& c, const ChunkGradients<T>& d, const TokenRows<T>& rows, T* d_key, T* d_decay,
                  const Sequence<T>& to) const {
     const index_t here = t * wide_;
-    const T *b = c.reader[0] + here, *d_b = d.reader[0] + here;
+    const T *b = c.reader[0].rows + here, *d_b = d.reader[0] + here;
     if (!delta()) {
       if (to.b) store_row(d_b, map_.width(), to.b, at);
       return 0;

@@ -16,19 +16,27 @@ inline constexpr index_t group = 4;  // tokens: with more the sums leave the reg
 /// How the state fades when it is written to: not at all, by a number of each row, or by a number of each column.
 enum class fading { none, rows, columns };
 
-/// Rows as long as the state is high, one for each token, and beside each a row as long as the state is wide.
+/// Of which groups rows are kept apart: of all of them, of the last two, or of one at a time. Group g lies at place g & ring.
+inline constexpr index_t all_groups = -1, two_groups = 1, one_group = 0;
+
+/// Rows as long as the state is high, one for each token, `stride` apart, and beside each a row as long as the state is wide. Rows may
+/// be a caller's own.
 template <class T>
 struct Writers {
   const T* rows = nullptr;
+  index_t stride = 0;
   const T* values = nullptr;
+  index_t value_stride = 0, ring = all_groups;
 };
 template <class T>
 struct Readers {
   const T* rows = nullptr;
-  T* reads = nullptr;
+  index_t stride = 0;
+  T* reads = nullptr;  // padded rows of the scan's columns
+  index_t ring = all_groups;
 };
 
-/// Everything about a scan but the state. Reads and values are padded rows of `columns`.
+/// Everything about a scan but the state.
 template <class T>
 struct Scan {
   int writing = 0, reading = 0;
@@ -37,8 +45,7 @@ struct Scan {
   fading fade = fading::none;
   const T* fades = nullptr;  // one row for each group, `fade_stride` apart
   index_t fade_stride = 0;
-  index_t rows = 0, row_stride = 0;  // of writers and readers: how much of them counts, and what lies between them
-  index_t columns = 0;
+  index_t rows = 0, columns = 0;  // of the state
   index_t groups = 0;
   bool backwards = false;  // from the last group to the first
 };
@@ -62,70 +69,81 @@ struct Strip {
   index_t from_stride = 0, to_stride = 0;
 };
 
+/// A set of values of one group, in registers.
+template <class T, int Packets>
+inline void load_values(const Writers<T>& w, index_t g, index_t column, Packet<T> (&value)[group][Packets]) {
+#pragma GCC unroll 4
+  for (int i = 0; i < group; ++i)
+#pragma GCC unroll 2
+    for (int j = 0; j < Packets; ++j)
+      value[i][j] = Packet<T>::load(w.values + ((g & w.ring) * group + i) * w.value_stride + column + j * Packet<T>::width);
+}
+
+template <class T, int Packets>
+inline void store_reads(const Readers<T>& r, index_t g, index_t column, index_t columns, const Packet<T> (&sum)[group][Packets]) {
+#pragma GCC unroll 4
+  for (int i = 0; i < group; ++i)
+#pragma GCC unroll 2
+    for (int j = 0; j < Packets; ++j) sum[i][j].store(r.reads + ((g & r.ring) * group + i) * columns + column + j * Packet<T>::width);
+}
+
+/// One walk over a strip: group `written` writes, group `asked` reads.
 template <class T, int Writing, int Reading, fading Fade, int Packets>
 inline void pass(Strip<T> strip, const Scan<T>& s, index_t column, index_t written, index_t asked) {
   using P = Packet<T>;
-  P value[Writing > 0 ? Writing * group : 1][Packets], sum[Reading > 0 ? Reading * group : 1][Packets], shade[Packets];
+  P value[2][group][Packets], sum[2][group][Packets], shade[Packets];
   const T *writer[2] = {}, *reader[2] = {};
+  const index_t writer_stride[2] = {s.writers[0].stride, s.writers[1].stride};
+  const index_t reader_stride[2] = {s.readers[0].stride, s.readers[1].stride};
 #pragma GCC unroll 2
   for (int w = 0; w < Writing; ++w) {
-    writer[w] = s.writers[w].rows + written * group * s.row_stride;
-#pragma GCC unroll 4
-    for (int i = 0; i < group; ++i)
-#pragma GCC unroll 2
-      for (int j = 0; j < Packets; ++j)
-        value[w * group + i][j] = P::load(s.writers[w].values + (written * group + i) * s.columns + column + j * P::width);
+    writer[w] = s.writers[w].rows + written * group * writer_stride[w];
+    load_values(s.writers[w], written, column, value[w]);
   }
 #pragma GCC unroll 2
   for (int r = 0; r < Reading; ++r) {
-    reader[r] = s.readers[r].rows + asked * group * s.row_stride;
-#pragma GCC unroll 4
-    for (int i = 0; i < group; ++i)
-#pragma GCC unroll 2
-      for (int j = 0; j < Packets; ++j) sum[r * group + i][j] = P(T(0));
+    reader[r] = s.readers[r].rows + asked * group * reader_stride[r];
+#pragma GCC unroll 8
+    for (int i = 0; i < group * Packets; ++i) sum[r][i / Packets][i % Packets] = P(T(0));
   }
   const T* fade = Fade == fading::none ? nullptr : s.fades + written * s.fade_stride;
   if constexpr (Fade == fading::columns)
+#pragma GCC unroll 2
     for (int j = 0; j < Packets; ++j) shade[j] = P::load(fade + column + j * P::width);
-  const index_t rows = s.rows, stride = s.row_stride;
+  const index_t rows = s.rows;
   for (index_t k = 0; k < rows; ++k) {
     P now[Packets];
 #pragma GCC unroll 2
     for (int j = 0; j < Packets; ++j) {
       now[j] = P::load(strip.from + j * P::width);
-      if constexpr (Fade == fading::rows && Writing > 0) now[j] = now[j] * P(fade[k]);
-      if constexpr (Fade == fading::columns && Writing > 0) now[j] = now[j] * shade[j];
+      if constexpr (Fade == fading::rows) now[j] = now[j] * P(fade[k]);
+      if constexpr (Fade == fading::columns) now[j] = now[j] * shade[j];
     }
 #pragma GCC unroll 2
     for (int w = 0; w < Writing; ++w)
 #pragma GCC unroll 4
       for (int i = 0; i < group; ++i) {
-        const P number(writer[w][i * stride + k]);
+        const P number(writer[w][i * writer_stride[w] + k]);
 #pragma GCC unroll 2
-        for (int j = 0; j < Packets; ++j) now[j] = fma(number, value[w * group + i][j], now[j]);
+        for (int j = 0; j < Packets; ++j) now[j] = fma(number, value[w][i][j], now[j]);
       }
     if constexpr (Writing > 0) {
 #pragma GCC unroll 2
       for (int j = 0; j < Packets; ++j) now[j].store(strip.to + j * P::width);
       strip.to += strip.to_stride;
     }
+    strip.from += strip.from_stride;
 #pragma GCC unroll 2
     for (int r = 0; r < Reading; ++r)
 #pragma GCC unroll 4
       for (int i = 0; i < group; ++i) {
-        const P number(reader[r][i * stride + k]);
+        const P number(reader[r][i * reader_stride[r] + k]);
 #pragma GCC unroll 2
-        for (int j = 0; j < Packets; ++j) sum[r * group + i][j] = fma(number, now[j], sum[r * group + i][j]);
+        for (int j = 0; j < Packets; ++j) sum[r][i][j] = fma(number, now[j], sum[r][i][j]);
       }
-    strip.from += strip.from_stride;
   }
 #pragma GCC unroll 2
-  for (int r = 0; r < Reading; ++r)
-#pragma GCC unroll 4
-    for (int i = 0; i < group; ++i)
-#pragma GCC unroll 2
-      for (int j = 0; j < Packets; ++j)
-        sum[r * group + i][j].store(s.readers[r].reads + (asked * group + i) * s.columns + column + j * P::width);
+  for (int r = 0; r < Reading; ++r) store_reads(s.readers[r], asked, column, s.columns, sum[r]);
 }
 
 /// All groups over one strip. `finish(group, column, packets)` is called when the reads of a group are there and before it writes.
