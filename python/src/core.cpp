@@ -16,6 +16,7 @@ namespace nb = nanobind;
 namespace recollect::python {
 void bind_attention(nb::module_& m);
 void bind_hopfield(nb::module_& m);
+void bind_score(nb::module_& m);
 }  // namespace recollect::python
 
 namespace {
@@ -72,4 +73,5 @@ NB_MODULE(RECOLLECT_MODULE, m) {
   m.def("set_num_threads", &recollect::set_num_threads, nb::arg("n"));
   recollect::python::bind_hopfield(m);
   recollect::python::bind_attention(m);
+  recollect::python::bind_score(m);
 }

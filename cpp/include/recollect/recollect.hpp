@@ -17,9 +17,15 @@
 #include "recollect/math/exp2.hpp"            // 2^x
 #include "recollect/math/online_softmax.hpp"  // a softmax whose scores arrive in pieces
 #include "recollect/math/separation.hpp"      // how scores become weights: the list of separations
+#include "recollect/math/tanh.hpp"            // tanh and the logistic function
 
 // The ops: first what each promises, then how it is done.
-#include "recollect/ops/attention.hpp"   // attention::attend and its gradient
-#include "recollect/ops/hopfield.hpp"    // hopfield::energy, hopfield::retrieve and their gradients
-#include "recollect/spec/attention.hpp"  // attention: equation, operands, shapes
-#include "recollect/spec/hopfield.hpp"   // energy and retrieval: equations, operands, shapes
+#include "recollect/ops/additive_score.hpp"  // scores by a small network, and their gradient
+#include "recollect/ops/attention.hpp"       // attention::attend and its gradient
+#include "recollect/ops/hopfield.hpp"        // hopfield::energy, hopfield::retrieve and their gradients
+#include "recollect/ops/score.hpp"           // scores as numbers, some rows at a time
+#include "recollect/ops/weights.hpp"         // weights as numbers: a separation by itself, and its gradient
+#include "recollect/spec/attention.hpp"      // attention: equation, operands, shapes
+#include "recollect/spec/hopfield.hpp"       // energy and retrieval: equations, operands, shapes
+#include "recollect/spec/score.hpp"          // scores: equations, operands, shapes
+#include "recollect/spec/weights.hpp"        // weights: what is computed, shapes
