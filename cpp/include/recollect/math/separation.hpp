@@ -187,18 +187,19 @@ struct k_subset {
   template <class T, class V, class W>
   void weigh(const T* z, T* p, const CandidateRow<W>& row) const {
     if (row.count <= kept()) return static_cast<void>(std::fill_n(p, row.count, T(1)));
-    const double lowest = static_cast<double>(*std::min_element(z, z + row.count));
+    const V zero(T(0)), one(T(1));
     const auto excess = [&](double tau) {
-      math::ValueAndSlope total{-k, 0};
-      for (std::int64_t i = 0; i < row.count; ++i) {
-        const double y = static_cast<double>(z[i]) - tau;
-        total.value += std::clamp(y, 0.0, 1.0);
-        total.slope += y > 0 && y < 1;
+      V value = zero, between = zero;
+      for (std::int64_t i = 0; i < row.count; i += V::width) {
+        const V y = max(V::load(z + i) - V(static_cast<T>(tau)), zero), beyond = max(y - one, zero);
+        value = value + (y - beyond);
+        between = between + (positive(y) - positive(beyond));
       }
-      return total;
+      return math::ValueAndSlope{static_cast<double>(sum(value)) - k, static_cast<double>(sum(between))};
     };
-    const double tau = math::falling_root(excess, lowest - 1, 0, std::numeric_limits<double>::epsilon());
-    for (std::int64_t i = 0; i < row.count; ++i) p[i] = static_cast<T>(std::clamp(static_cast<double>(z[i]) - tau, 0.0, 1.0));
+    const double lowest = static_cast<double>(*std::min_element(z, z + row.count));
+    const T tau = static_cast<T>(math::falling_root(excess, lowest - 1, 0, std::numeric_limits<T>::epsilon()));
+    for (std::int64_t i = 0; i < row.count; ++i) p[i] = std::clamp(z[i] - tau, T(0), T(1));
   }
 
   template <class T, class W>
@@ -238,15 +239,23 @@ struct top_k_softmax {
 
   template <class T, class V, class W>
   void weigh(const T* z, T* p, const CandidateRow<W>& row) const {
-    const auto [reference, sum] = log_sum(z, row);
-    for (std::int64_t i = 0; i < row.count; ++i)
-      p[i] = static_cast<T>(std::exp(static_cast<double>(z[i]) - static_cast<double>(reference)) / sum);
+    const W sink = row.sink - row.largest, reference = std::max(sink, W(0));
+    V total(T(0));
+    for (std::int64_t i = 0; i < row.count; i += V::width) {
+      const V weight = math::exp2<T>((V::load(z + i) - V(static_cast<T>(reference))) * V(T(1.4426950408889634074)));
+      weight.store(p + i);
+      total = total + weight;
+    }
+    const T all = sum(total) + static_cast<T>(std::exp(sink - reference));
+    for (std::int64_t i = 0; i < row.count; ++i) p[i] /= all;
   }
 
   template <class T, class W>
   W potential(const T* z, const T*, const CandidateRow<W>& row) const {
-    const auto [reference, sum] = log_sum(z, row);
-    return row.largest + reference + static_cast<W>(std::log(sum));
+    const W sink = row.sink - row.largest, reference = std::max(sink, W(0));
+    W total = std::exp(sink - reference);
+    for (std::int64_t i = 0; i < row.count; ++i) total += std::exp(static_cast<W>(z[i]) - reference);
+    return row.largest + reference + std::log(total);
   }
 
   template <class T>
@@ -254,22 +263,6 @@ struct top_k_softmax {
     double mean = 0;
     for (std::int64_t i = 0; i < count; ++i) mean += static_cast<double>(g[i]) * static_cast<double>(p[i]);
     for (std::int64_t i = 0; i < count; ++i) g[i] = static_cast<T>(static_cast<double>(p[i]) * (static_cast<double>(g[i]) - mean));
-  }
-
- private:
-  template <class W>
-  struct LogSum {
-    W reference;  // relative to the largest score, like the scores
-    double sum;
-  };
-
-  template <class T, class W>
-  static LogSum<W> log_sum(const T* z, const CandidateRow<W>& row) {
-    const W sink = row.sink - row.largest;
-    LogSum<W> total{std::max(sink, W(0)), 0};
-    total.sum = static_cast<double>(std::exp(sink - total.reference));
-    for (std::int64_t i = 0; i < row.count; ++i) total.sum += std::exp(static_cast<double>(z[i]) - static_cast<double>(total.reference));
-    return total;
   }
 };
 

@@ -43,15 +43,14 @@ class SupportPass {
   /// Collects candidates of the rows until one has more than `room`.
   struct Collect {
     Run& run;
-    const SupportRule<T>& rule;
     index_t first, room;
 
     void row(index_t r, index_t count, const T* scores) const {
       if (run.full[r]) return;
-      run.rows[r].offer(scores, count, first, rule);
-      if (static_cast<index_t>(run.rows[r].list.size()) <= room) return;
-      run.rows[r].shrink(rule);
-      run.full[r] = static_cast<index_t>(run.rows[r].list.size()) > room;
+      run.rows[r].offer(scores, count, first);
+      if (run.rows[r].size() <= room) return;
+      run.rows[r].shrink();
+      run.full[r] = run.rows[r].size() > room;
     }
     void rows(index_t, index_t, index_t, const T*, const Tile<T>&) const {}
   };
@@ -76,11 +75,7 @@ class SupportPass {
           full[c] |= part.full[c];
         }
         if (full[c]) continue;
-        for (std::size_t i = 1; i < parts.size(); ++i) {
-          const Candidates<T>& later = parts[i].rows[c];
-          merged.list.insert(merged.list.end(), later.list.begin(), later.list.end());
-          merged.strange |= later.strange;
-        }
+        for (std::size_t i = 1; i < parts.size(); ++i) merged.merge(parts[i].rows[c]);
         use(chosen[c], supports_.of(block, block.active[chosen[c]], merged, admissible));
       }
     });
@@ -94,13 +89,13 @@ class SupportPass {
     Scratch& scratch = Scratch::local();
     const Scratch::Frame frame(scratch);
     const typename ScorePass<T>::Workspace work(scores_, scratch);
-    into.rows.resize(static_cast<std::size_t>(cues.rows));
+    into.rows.resize(static_cast<std::size_t>(cues.rows), Candidates<T>(rule_));
     into.admissible.resize(static_cast<std::size_t>(cues.rows), 0);
     into.full.resize(static_cast<std::size_t>(cues.rows), false);
     last = std::min({last, problem_.patterns, cues.rows ? cues.most(0, cues.rows) : 0});
     for (index_t i = first; i < last; i += scores_.tile()) {
       const index_t count = std::min(scores_.tile(), problem_.patterns - i);
-      scores_.absorb(outer, cues, i, count, Sight<T>{into.admissible.data(), nullptr}, work, Collect{into, rule_, i, room});
+      scores_.absorb(outer, cues, i, count, Sight<T>{into.admissible.data(), nullptr}, work, Collect{into, i, room});
     }
   }
 
