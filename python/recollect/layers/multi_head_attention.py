@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from .. import _array
 from .._vjp import vjp
-from ..attention import Causal, attend
+from .._attention import Causal, attend
 from ._base import Array, Gradients, Layer, Tape, xavier_uniform
 from ._functions import linear, merge_heads, projected, split_heads
 from ._state_dict import plain_arrays, renamed, split_projections

@@ -50,9 +50,9 @@ void softmax_row(const T* z, index_t count, T largest, T* p) {
   for (index_t i = 0; i < count; ++i) p[i] /= whole;
 }
 
-/// The weights of one padded row. Candidates are found as in a recall, so that a row is the same whichever way it came.
+/// The weights of one row, padded with -inf; its scores become relative to the largest. Candidates are found as in a recall.
 template <class T, class Separation>
-void weigh_row(const Separation& separation, const T* z, index_t count, T* p) {
+void weigh_row(const Separation& separation, T* z, index_t count, T* p) {
   constexpr T never = -std::numeric_limits<T>::infinity();
   T largest = never;
   bool strange = false;
@@ -70,18 +70,17 @@ void weigh_row(const Separation& separation, const T* z, index_t count, T* p) {
     softmax_row(z, count, largest, p);
   } else {
     const auto rule = SupportRule<T>::of(separation);
-    Candidates<T> near;
-    near.room = static_cast<std::size_t>(count) + 1;
-    for (index_t i = 0; i < count; ++i)
-      if (z[i] != never && !(z[i] - largest <= near.limit)) near.take(z[i] - largest, i, rule);
-    near.shrink(rule);
-    const index_t found = static_cast<index_t>(near.list.size()), room = padded<T>(found);
+    Candidates<T> near(rule);
+    for (index_t i = 0; i < count; ++i) z[i] -= largest;
+    near.offer(z, count, 0);
+    near.shrink();
+    const index_t found = near.size(), room = padded<T>(found);
     const Scratch::Frame frame(Scratch::local());
     T *own = Scratch::local().take<T>(room), *weight = Scratch::local().take<T>(room);
-    for (index_t i = 0; i < found; ++i) own[i] = near.list[i].score;
+    for (index_t i = 0; i < found; ++i) own[i] = near.scores()[i];
     std::fill(own + found, own + room, never);
     rule.weigh(own, weight, CandidateRow<wider<T>>{found, static_cast<wider<T>>(largest)});
-    for (index_t i = 0; i < found; ++i) p[near.list[i].index] = weight[i];
+    for (index_t i = 0; i < found; ++i) p[near.numbers()[i]] = weight[i];
   }
 }
 
