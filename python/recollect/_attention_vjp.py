@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _array
-from . import _attention as attention
+from . import _array, _attention
+from . import _attention_operands as attention
 from ._core import core
 from ._score_blocks import Scores, attend_blocks_backward
 from ._vjp import pullback_of
 
 
-@pullback_of(attention.attend)
+@pullback_of(_attention.attend)
 def attend(
     query: Any,
     key: Any,
@@ -46,24 +46,22 @@ def attend(
     result = np.empty((*shape, attention.width_of(ops.value)), ops.dtype)
     name, parameter = attention.separated(op, separation, top_k, ops)
     # What the gradient of a softmax needs again; other separations keep nothing.
-    kept = [np.empty(shape, ops.dtype) if name == "softmax" else None for _ in range(2)]
+    kept: list[Any] = [np.empty(shape, ops.dtype) if name == "softmax" else None for _ in range(2)]
     told = {"largest": kept[0], "log_sum": kept[1]} if name == "softmax" else {}
-    attention.read(op, ops, name, parameter, result, **told)
+    _attention.read(op, ops, name, parameter, result, **told)
     outside = attention.ungrouped(result.shape, heads, 2)
 
     def pullback(d_out: Any) -> Any:
         cotangent = _array.cotangent(op, d_out, outside, ops.dtype).reshape(result.shape)
         if ops.vector is None:
-            wanted = [n for n in ("query", "key", "value", "scale", "bias", "sink") if getattr(given, n) is not None]
             room = {
                 n: np.empty(getattr(ops, n).shape, np.float64 if n in ("scale", "sink") else ops.dtype)
-                for n in wanted
-                if n != "scale" or scale is not None
+                for n in ("query", "key", "value", "scale", "bias", "sink")
+                if getattr(given, n) is not None and (n != "scale" or scale is not None)
             }
-            core.attention_attend_backward(
-                *ops[:7], ops.causal, name, parameter, *kept, result, cotangent,
-                **{f"d_{n}": gradient for n, gradient in room.items()},
-            )  # fmt: skip
+            to: dict[str, Any] = {f"d_{n}": gradient for n, gradient in room.items()}
+            to |= ops.for_core() | {"separation": name, "parameter": parameter, "largest": kept[0], "log_sum": kept[1]}
+            core.attention_attend_backward(out=result, d_out=cotangent, **to)
         else:
             scores = Scores(op, ops)
             room = attend_blocks_backward(scores, ops.value, ops.sink, (name, parameter), kept, result, cotangent)
@@ -83,7 +81,9 @@ def collected(
     **more: NDArray[Any],
 ) -> Any:
     """A named tuple of gradients in the shapes that the caller knows their operands by, from those of grouped operands."""
-    met = {n: room[n].reshape(getattr(compared, n).shape) for n in ("query", "key", "vector") if n in room}
+    met: dict[str, Any] = {
+        n: room[n].reshape(getattr(compared, n).shape) for n in ("query", "key", "vector") if n in room
+    }
     found: dict[str, Any] = back(met)
     gradients = {"query": found["query"], "key": found["key"]}
     for name in ("value", "scale", "bias", "sink"):

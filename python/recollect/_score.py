@@ -89,7 +89,8 @@ def checked(op: str, score: Any) -> Any:
     if not isinstance(score, Bilinear | Additive):
         raise TypeError(f"{op}: score is {score!r}; expected a name, a Bilinear or an Additive")
     arrays = {f.name: _array.floating(op, f"score.{f.name}", getattr(score, f.name)) for f in fields(score)}
-    return replace(score, **arrays)
+    made: Any = type(score)
+    return made(**arrays)
 
 
 def parameters(score: Any) -> tuple[Array, ...]:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _array, _attention
-from ._attention import Operands
+from . import _array
+from ._attention_operands import Operands, rows_shape
 from ._core import core
 from ._score import finite
 
@@ -46,7 +46,7 @@ class Scores:
             raise TypeError(f"{op}: key has dtype bfloat16; expected float32 or float64 here")
         self.op = op
         self.ops = ops._replace(key=ops.key.astype(ops.dtype, copy=False))
-        shape = _attention.rows_shape(op, self.ops)
+        shape = rows_shape(op, self.ops)
         self.shape = (*shape, ops.key.shape[-2] if ops.key.ndim >= 2 else 0)
         self._shift = {"none": None, "top-left": 0, "bottom-right": self.shape[-1] - self.shape[-2]}[ops.causal]
         self._into: dict[str, Array] = {}
@@ -106,38 +106,44 @@ class Scores:
         return {name: self._into.get(name, np.zeros(getattr(self.ops, name).shape, self.ops.dtype)) for name in names}
 
 
+def _scored(z: Array, value: Array, sink: Array | None, separation: tuple[str, float]) -> dict[str, Any]:
+    """The operands of a read whose scores are known: they are the bias of scalar products of zeros."""
+    query, key = np.zeros((z.shape[-2], 1), z.dtype), np.zeros((z.shape[-1], 1), z.dtype)
+    known = {"query": query, "key": key, "value": value, "scale": np.array(1.0), "mask": None, "bias": z, "sink": sink}
+    return known | {"causal": "none", "separation": separation[0], "parameter": separation[1]}
+
+
 def attend_blocks(
-    scores: Any, value: Array, sink: Array | None, separation: tuple[str, float], out: Array, **told: Array
+    scores: Any, value: Array, sink: Array | None, separation: tuple[str, float], out: Array, **told: Any
 ) -> None:
-    """Reads values with scores that are made block by block: the core adds them, as a bias, to scalar products of zeros."""
-    zeros = np.zeros((max(scores.shape[-2:]), 1), out.dtype)
+    """Reads values with scores that are made block by block."""
     for rows in blocks(scores.shape):
         z = scores.of(rows)
         some = {name: array[..., rows] for name, array in told.items()}
-        core.attention_attend(
-            zeros[: z.shape[-2]], zeros[: z.shape[-1]], value, np.array(1.0), None, z, sink, "none", *separation,
-            out[..., rows, :], **some,
-        )  # fmt: skip
+        core.attention_attend(out=out[..., rows, :], **_scored(z, value, sink, separation), **some)
 
 
 def attend_blocks_backward(
     scores: Any, value: Array, sink: Array | None, separation: tuple[str, float], kept: Any, out: Array, d_out: Array
 ) -> dict[str, Array]:
     """Gradients of value and sink; those of the scores' operands go to `scores`."""
-    zeros = np.zeros((max(scores.shape[-2:]), 1), out.dtype)
     total: dict[str, Array] = {"value": np.zeros(value.shape, out.dtype)}
     if sink is not None:
         total["sink"] = np.zeros(sink.shape)
     for rows in blocks(scores.shape):
         z = scores.of(rows)
-        room = {f"d_{name}": np.empty_like(array) for name, array in total.items()}
-        d_z = np.empty_like(z)
-        core.attention_attend_backward(
-            zeros[: z.shape[-2]], zeros[: z.shape[-1]], value, np.array(1.0), None, z, sink, "none", *separation,
-            *(None if array is None else array[..., rows] for array in kept), out[..., rows, :], d_out[..., rows, :],
-            d_bias=d_z, **room,
-        )  # fmt: skip
-        scores.pull(rows, d_z)
+        room: dict[str, Any] = {f"d_{name}": np.empty_like(array) for name, array in total.items()}
+        room["d_bias"] = np.empty_like(z)
+        room |= {n: None if a is None else a[..., rows] for n, a in zip(("largest", "log_sum"), kept, strict=True)}
+        room |= _scored(z, value, sink, separation)
+        core.attention_attend_backward(out=out[..., rows, :], d_out=d_out[..., rows, :], **room)
+        scores.pull(rows, room["d_bias"])
         for name in total:
             total[name] += room[f"d_{name}"]
     return total
+
+
+def in_full(op: str, name: str, value: Any) -> Array:
+    """An operand whose numbers are used here: halves in float32."""
+    array = _array.floating(op, name, value, halves=True)
+    return array if array.dtype in (np.float32, np.float64) else array.astype(np.float32)

@@ -6,6 +6,12 @@ Soft, key-value, self, cross, masked, sparse and hard attention are `attend` wit
 """
 
 from ._attention import Attention, attend
+from ._pointer import point
+from ._sampling import Sample, sample
 from ._score import Additive, Bilinear
+from ._structured import attend_structured
 
-__all__ = ["Additive", "Attention", "Bilinear", "attend"]
+for _op in (attend, attend_structured, point, sample):
+    _op.__module__ = __name__
+
+__all__ = ["Additive", "Attention", "Bilinear", "Sample", "attend", "attend_structured", "point", "sample"]

@@ -36,7 +36,12 @@ def options(rng, kind, n=6, m=9):
     bias = rng.standard_normal((n, m))
     bias[2, 3] = -np.inf
     scale = {} if kind == "additive" else {"scale": 0.7}
-    return [scale, scale | {"mask": mask, "causal": True}, scale | {"bias": bias, "causal": "top-left"}, scale | {"bias": bias[0]}]
+    return [
+        scale,
+        scale | {"mask": mask, "causal": True},
+        scale | {"bias": bias, "causal": "top-left"},
+        scale | {"bias": bias[0]},
+    ]
 
 
 def oracle_scale(kind, o):
@@ -148,7 +153,9 @@ def test_finite_differences(rng, kind):
         arrays = {n: getattr(score, n) for n in type(score).__dataclass_fields__}
         towards = rng.standard_normal(arrays[name].shape)
         up, down = (value(o, type(score)(**arrays | {name: arrays[name] + s * h * towards})) for s in (1, -1))
-        np.testing.assert_allclose((getattr(g.score, name) * towards).sum(), (up - down) / (2 * h), rtol=1e-6, atol=1e-8)
+        np.testing.assert_allclose(
+            (getattr(g.score, name) * towards).sum(), (up - down) / (2 * h), rtol=1e-6, atol=1e-8
+        )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -272,8 +279,16 @@ def test_wrong_calls(rng):
             r"score.vector has shape \(4,\); expected \(..., A=5\)",
             {"score": rc.attention.Additive(np.ones((5, 4)), np.ones((5, 4)), np.ones(4))},
         ),
-        (ValueError, r"key has shape \(9, 3\); expected \(..., m, d=4\)", {"score": "gaussian", "key": o["key"][:, :3]}),
-        (ValueError, "separation is 'sparsemax' beside a sink", {"score": score, "separation": "sparsemax", "sink": 0.0}),
+        (
+            ValueError,
+            r"key has shape \(9, 3\); expected \(..., m, d=4\)",
+            {"score": "gaussian", "key": o["key"][:, :3]},
+        ),
+        (
+            ValueError,
+            "separation is 'sparsemax' beside a sink",
+            {"score": score, "separation": "sparsemax", "sink": 0.0},
+        ),
     ]:
         with pytest.raises(error, match="attention.attend: .*" + words):
             rc.attention.attend(**o | more)

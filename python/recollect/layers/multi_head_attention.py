@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from .. import _array
+from .._attention_operands import Causal
 from .._vjp import vjp
-from .._attention import Causal, attend
+from ..attention import attend
 from ._base import Array, Gradients, Layer, Tape, xavier_uniform
 from ._functions import linear, merge_heads, projected, split_heads
 from ._state_dict import plain_arrays, renamed, split_projections
