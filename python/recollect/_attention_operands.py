@@ -40,7 +40,7 @@ def separated(op: str, separation: Any, top_k: Any, ops: Operands) -> tuple[str,
     if top_k is None:
         return split(op, separation)
     if separation != "softmax":
-        raise ValueError(f"{op}: top_k is given beside separation {separation!r}; expected one of them")
+        raise ValueError(f"{op}: separation is {separation!r}; expected 'softmax' beside top_k")
     keys = ops.key.shape[-2] if ops.key.ndim >= 2 else 0
     k = _array.whole(
         op, "top_k", top_k, 1, keys, expected=f"a number from 1 to m={keys}", kind="a whole number or None"

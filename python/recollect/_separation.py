@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from math import nan
-from numbers import Real
+from math import isnan, nan
+from numbers import Integral, Real
 from typing import Any
 
 from ._core import core
@@ -42,14 +42,22 @@ def separations() -> tuple[tuple[str, str | None], ...]:
     return tuple(core.separations())
 
 
+_PARAMETERS = dict(core.separations())
+
+
 def split(op: str, separation: Any) -> tuple[str, float]:
     """The name and the parameter, NaN where none was given; whether they are right is for the core to say."""
     if isinstance(separation, str):
         return separation, nan
     if isinstance(separation, tuple) and len(separation) == 2 and isinstance(separation[0], str):
         name, parameter = separation
-        if isinstance(parameter, Real) and not isinstance(parameter, bool):
+        whole = _PARAMETERS.get(name) == "k"
+        if isinstance(parameter, Integral if whole else Real) and not isinstance(parameter, bool):
+            if isnan(parameter):
+                raise ValueError(f"{op}: separation is {separation!r}; expected a finite number as {_PARAMETERS.get(name)}")
             return name, float(parameter)
+        kind = "a whole number" if whole else "a number"
+        raise TypeError(f"{op}: separation is {separation!r}; expected ({name!r}, {kind})")
     raise TypeError(f"{op}: separation is {separation!r}; expected a name or (name, number)")
 
 

@@ -23,7 +23,7 @@ nb::list separation_table() {
 
 double separation_margin(const std::string& op, const std::string& separation, double parameter) {
   double margin = 0;
-  detail::visit_separation(op, {separation, parameter}, 0, [&](const auto& chosen) { margin = chosen.margin(); });
+  detail::visit_separation(op, {separation, parameter}, 'N', 0, [&](const auto& chosen) { margin = chosen.margin(); });
   return margin;
 }
 

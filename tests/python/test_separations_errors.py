@@ -49,7 +49,12 @@ def refused(op, kind, separation, came=None, **changes):
             wrong()
         text = sentence(error)
         assert re.match(rf"{re.escape(FUNCTIONS[op])}: separation is .*; expected ", text), text
-        assert re.search(re.escape(repr(separation)) if came is None else came, text), text
+        assert (plain(repr(separation)) in plain(text)) if came is None else re.search(came, text), text
+
+
+def plain(text):
+    """2.0 and 2 are one number, however it is written."""
+    return re.sub(r"(\d)\.0(?!\d)", r"\1", text)
 
 
 @every_op
@@ -126,7 +131,10 @@ def test_a_separation_is_a_name_or_a_name_with_its_parameter(op, separation):
 @pytest.mark.parametrize("separation", ["sparsemax", ("entmax", 1.5), ("normmax", 2), ("k_subset", 2), "hard", ("top_k_softmax", 2), "linear"], ids=repr)  # fmt: skip
 @pytest.mark.parametrize("changes", [{"sink": 0.0}, {"sink": np.zeros(())}, {"top_k": 2}], ids=repr)
 def test_sinks_and_top_k_go_with_softmax(separation, changes):
-    refused("attend", ValueError, separation, next(iter(changes)), **changes)
+    if "sink" in changes and separation[0] == "top_k_softmax":
+        rc.attention.attend(**good("attend"), separation=separation, **changes)
+    else:
+        refused("attend", ValueError, separation, next(iter(changes)), **changes)
 
 
 def test_a_refused_call_leaves_out_alone():

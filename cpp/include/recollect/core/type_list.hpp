@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <limits>
+#include <sstream>
 #include <string>
 #include <string_view>
 
@@ -25,6 +26,16 @@ struct choice {
   choice(const char* wanted) : name(wanted) {}
   choice(std::string_view wanted, double number = std::numeric_limits<double>::quiet_NaN()) : name(wanted), parameter(number) {}
   bool has_parameter() const { return !std::isnan(parameter); }
+
+  /// "'softmax'" or "('entmax', 1.3)"
+  std::string text() const {
+    const std::string quoted = "'" + std::string(name) + "'";
+    if (!has_parameter()) return quoted;
+    std::ostringstream number;
+    number.precision(15);
+    number << parameter;
+    return "(" + quoted + ", " + number.str() + ")";
+  }
 };
 
 template <class... Ts, class F>
@@ -43,9 +54,9 @@ std::string names(type_list<Ts...>) {
 
 /// Calls f.template operator()<T>() for the T whose name is `wanted`; otherwise fails and lists the names there are.
 template <class... Ts, class F>
-void visit_by_name(type_list<Ts...> list, std::string_view op, std::string_view argument, std::string_view wanted, F&& f) {
-  const bool found = ((Ts::name == wanted && (f.template operator()<Ts>(), true)) || ...);
-  if (!found) fail(status::value, op, ": ", argument, " is '", wanted, "'; expected ", names(list));
+void visit_by_name(type_list<Ts...> list, std::string_view op, std::string_view argument, const choice& wanted, F&& f) {
+  const bool found = ((Ts::name == wanted.name && (f.template operator()<Ts>(), true)) || ...);
+  if (!found) fail(status::value, op, ": ", argument, " is ", wanted.text(), "; expected ", names(list));
 }
 
 }  // namespace recollect

@@ -69,14 +69,11 @@ struct thresholded {
   template <class T, class V, class W>
   void weigh(const T* z, T* p, const CandidateRow<W>& row) const {
     const T tau = math::threshold<T, V>(z, row.count, static_cast<T>(c), static_cast<T>(norm));
-    V total(T(0));
-    for (std::int64_t i = 0; i < row.count; i += V::width) {
-      const V y = math::power<T>(max(fma(V(static_cast<T>(c)), V::load(z + i), V(-tau)), V(T(0))), static_cast<T>(power));
-      y.store(p + i);
-      total = total + y;
-    }
-    const T sum_of_all = sum(total);
-    for (std::int64_t i = 0; i < row.count; ++i) p[i] /= sum_of_all;
+    for (std::int64_t i = 0; i < row.count; i += V::width)
+      math::power<T>(max(fma(V(static_cast<T>(c)), V::load(z + i), V(-tau)), V(T(0))), static_cast<T>(power)).store(p + i);
+    W total = 0;
+    for (std::int64_t i = 0; i < row.count; ++i) total += static_cast<W>(p[i]);
+    for (std::int64_t i = 0; i < row.count; ++i) p[i] = static_cast<T>(static_cast<W>(p[i]) / total);
   }
 
  protected:

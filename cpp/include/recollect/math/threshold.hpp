@@ -24,10 +24,10 @@ double falling_root(F&& f, double low, double high, double precision) {
     const ValueAndSlope at = f(x);
     if (at.value >= 0) low = x;
     if (at.value <= 0) high = x;
-    double next = x + at.value / at.slope;
-    if (!(next >= low && next <= high)) next = low + (high - low) / 2;
-    if (std::abs(next - x) <= precision * std::abs(next)) return next;
-    x = next;
+    const double step = at.value / at.slope;
+    if (std::abs(step) <= precision * std::abs(x)) return x + step;
+    x += step;
+    if (!(x > low && x < high)) x = low + (high - low) / 2;
   }
   return x;
 }

@@ -56,8 +56,8 @@ namespace detail {
 template <class Run>
 void with_problem(const operands& in, const parameters& how, const Shapes& shapes, Run&& run) {
   if (in.sink.given() && how.separation.name != softmax::name && how.separation.name != top_k_softmax::name)
-    fail(status::value, op, ": separation is '", how.separation.name, "' beside a sink; expected 'softmax' or 'top_k_softmax'");
-  visit_separation(op, how.separation, shapes.extent('m'), [&](const auto& separation) {
+    fail(status::value, op, ": separation is ", how.separation.text(), "; expected 'softmax' or 'top_k_softmax' beside a sink");
+  visit_separation(op, how.separation, 'm', shapes.extent('m'), [&](const auto& separation) {
     visit_arithmetic(in.query.type, [&]<class T>() { run(make_attention<T>(shapes, in, how.causal), separation); });
   });
 }

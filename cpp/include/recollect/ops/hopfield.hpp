@@ -21,7 +21,7 @@ inline Shapes check(std::string_view op, const operands& in) {
 
 template <class F>
 void with_problem(const operands& in, const Shapes& shapes, std::string_view op, const choice& wanted, F&& f) {
-  visit_separation(op, wanted, shapes.extent('N'), [&](const auto& separation) {
+  visit_separation(op, wanted, 'N', shapes.extent('N'), [&](const auto& separation) {
     visit_arithmetic(in.state.type, [&]<class T>() {
       const ConstArray arrays[] = {in.state, in.patterns, in.values, in.beta, in.mask};
       f(make_problem<T>(shapes, arrays, 'N'), separation);

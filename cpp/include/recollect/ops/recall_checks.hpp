@@ -14,24 +14,21 @@ inline void check_given(std::string_view op, const char* argument, const ConstAr
   if (!array.given()) fail(status::value, op, ": ", argument, " is missing");
 }
 
-/// Calls f(separation) for the one that is wanted, made with its parameter; `patterns` is how many there are to choose from.
+/// Calls f(separation) for the one that is wanted, made with its parameter; there are so many patterns, `letter` in the words of the op.
 template <class F>
-void visit_separation(std::string_view op, const choice& wanted, index_t patterns, F&& f) {
-  visit_by_name(separations{}, op, "separation", wanted.name, [&]<class Separation>() {
+void visit_separation(std::string_view op, const choice& wanted, char letter, index_t patterns, F&& f) {
+  const auto refuse = [&](const auto&... expected) {
+    fail(status::value, op, ": separation is ", wanted.text(), "; expected ", expected...);
+  };
+  visit_by_name(separations{}, op, "separation", wanted, [&]<class Separation>() {
     if constexpr (Separation::parameter.empty()) {
-      if (wanted.has_parameter())
-        fail(status::value, op, ": separation is ('", wanted.name, "', ", wanted.parameter, "); expected '", wanted.name,
-             "' alone, which has no parameter");
+      if (wanted.has_parameter()) refuse("'", wanted.name, "' alone: it has no parameter");
     } else {
-      if (!wanted.has_parameter())
-        fail(status::value, op, ": separation is '", wanted.name, "'; expected ('", wanted.name, "', ", Separation::parameter, ")");
-      if (!Separation::parameter_rule::allows(wanted.parameter))
-        fail(status::value, op, ": separation is ('", wanted.name, "', ", wanted.parameter, "); expected ", Separation::parameter,
-             " to be ", Separation::parameter_rule::expected);
-      if constexpr (std::is_same_v<typename Separation::parameter_rule, how_many>)
-        if (patterns > 0 && wanted.parameter > static_cast<double>(patterns))
-          fail(status::value, op, ": separation is ('", wanted.name, "', ", wanted.parameter, "); expected ", Separation::parameter,
-               " to be at most the number of stored patterns, ", patterns);
+      using rule = typename Separation::parameter_rule;
+      if (!wanted.has_parameter()) refuse("('", wanted.name, "', ", Separation::parameter, ")");
+      if (!rule::allows(wanted.parameter)) refuse(Separation::parameter, " to be ", rule::expected);
+      if (std::is_same_v<rule, how_many> && patterns > 0 && wanted.parameter > static_cast<double>(patterns))
+        refuse(Separation::parameter, " to be at most ", std::string(1, letter), "=", patterns);
     }
     f(Separation(wanted.parameter));
   });

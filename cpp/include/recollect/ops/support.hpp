@@ -74,7 +74,8 @@ class Candidates {
     if (size_ >= rule_->kept) limit_ = std::max(limit_, last - rule_->window);
     index_t ties = kept;
     for (index_t i = 0; rule_->kept > 1 && i < size_; ++i) ties -= scores_[i] > last;
-    keep([&](T score) { return score > last || (score == last && ties-- > 0) || score > limit_; });
+    // A window that is lost in the rounding of large scores still spans all that are equal.
+    keep([&](T score) { return score > last || (score == last && (rule_->window > T(0) || ties-- > 0)) || score > limit_; });
   }
 
  private:

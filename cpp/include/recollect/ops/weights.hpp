@@ -120,7 +120,7 @@ inline void forward(std::string_view op, const ConstArray& scores, const choice&
   const index_t m = shapes.extent('m');
   check_output(op, "out", out, scores.type, shapes, {shapes.extent('n'), m});
   const Array from = as_output(scores);
-  visit_separation(op, separation, m, [&](const auto& chosen) {
+  visit_separation(op, separation, 'm', m, [&](const auto& chosen) {
     visit_arithmetic(scores.type, [&]<class T>() {
       for_rows(shapes, std::array{from, out}, [&](const std::array<index_t, 2>& at) {
         const Scratch::Frame frame(Scratch::local());
@@ -147,7 +147,7 @@ inline void backward(std::string_view op, const ConstArray& weights, const choic
   const index_t m = shapes.extent('m');
   const std::array arrays{as_output(weights), as_output(d_weights), d_scores};
   for (const Array& array : arrays) check_output(op, "an array", array, weights.type, shapes, {shapes.extent('n'), m});
-  visit_separation(op, separation, m, [&](const auto& chosen) {
+  visit_separation(op, separation, 'm', m, [&](const auto& chosen) {
     visit_arithmetic(weights.type, [&]<class T>() {
       for_rows(shapes, arrays, [&](const std::array<index_t, 3>& at) {
         const Scratch::Frame frame(Scratch::local());
