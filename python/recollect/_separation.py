@@ -54,7 +54,9 @@ def split(op: str, separation: Any) -> tuple[str, float]:
         whole = _PARAMETERS.get(name) == "k"
         if isinstance(parameter, Integral if whole else Real) and not isinstance(parameter, bool):
             if isnan(parameter):
-                raise ValueError(f"{op}: separation is {separation!r}; expected a finite number as {_PARAMETERS.get(name)}")
+                raise ValueError(
+                    f"{op}: separation is {separation!r}; expected a finite number as {_PARAMETERS.get(name)}"
+                )
             return name, float(parameter)
         kind = "a whole number" if whole else "a number"
         raise TypeError(f"{op}: separation is {separation!r}; expected ({name!r}, {kind})")

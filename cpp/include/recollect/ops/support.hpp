@@ -245,11 +245,13 @@ class Supports {
       rule_.weigh(z, p, row);
       if (wants_potential_) support.potential = rule_.potential(z, p, row);
     }
-    const index_t some = count - std::count(p, p + count, T(0));
+    // Where weights are scores, one of zero has a gradient too.
+    const bool everything = rule_.window == std::numeric_limits<T>::infinity();
+    const index_t some = everything ? count : count - std::count(p, p + count, T(0));
     support.index.reserve(static_cast<std::size_t>(some));
     support.weight.reserve(static_cast<std::size_t>(some));
     for (index_t i = 0; i < count; ++i) {
-      if (p[i] == T(0)) continue;
+      if (p[i] == T(0) && !everything) continue;
       support.index.push_back(static_cast<index_t>(candidates.numbers()[i]));
       support.weight.push_back(p[i]);
     }
