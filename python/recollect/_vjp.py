@@ -35,7 +35,7 @@ def vjp(op: Callable[..., Any], /, *args: Any, **kwargs: Any) -> tuple[Any, Call
     Parameters
     ----------
     op : function
-        `recollect.hopfield.energy`, `recollect.hopfield.retrieve` or `recollect.attention.attend`.
+        One of `recollect.hopfield`: energy, retrieve; or of `recollect.attention`: attend, sample, point, attend_structured.
     *args, **kwargs
         Its arguments; arrays by position or by keyword.
 
@@ -45,7 +45,8 @@ def vjp(op: Callable[..., Any], /, *args: Any, **kwargs: Any) -> tuple[Any, Call
         What ``op(*args, **kwargs)`` returns.
     pullback : function
         Takes d_out of the shape of `out` and returns a named tuple with one field for each differentiable argument that was given,
-        in the signature's order, of that argument's own shape: what was broadcast is summed. It may be called more than once.
+        in the signature's order, of that argument's own shape: what was broadcast is summed. A score with parameters comes back as one
+        of the same kind that holds their gradients. It may be called more than once.
 
     Raises
     ------
