@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from . import attention, ops
+from . import attention, backtracking, ops
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,18 @@ OPS["attend_top_k"] = Op(
     elements=lambda H, n, N, d, k: H * (N + 2 * n + n * k) * d,
 )
 
+# One training step of a recurrent network: every product with a weight has two more in the gradient. tanh and reads are not counted.
+for _name in ("lstm", "backtracking"):
+    OPS[_name] = Op(
+        needs=("backtracking.SparseBacktrackingLSTM",),
+        inputs=backtracking.inputs,
+        ours=backtracking.ours,
+        truth=backtracking.truth,
+        flops=lambda B, T, D, H, reads=2 * (_name != "lstm"), **_: 6 * B * T * H * (4 * (D + H) + reads * H),
+        elements=lambda B, T, D, H, **_: B * T * (2 * D + 14 * H),
+        slack=40.0,  # errors go round the recurrence, and a weight is a quotient of differences
+    )
+
 _FORWARD = ("torch-sdpa", "torch-loop", "numpy")
 _FEW = (*_FORWARD, "faiss-top10")
 
@@ -233,4 +245,13 @@ CASES = (
         )
         for k in (10, 32)
     ),
+    # Recurrent networks, forward and backward
+    Case(
+        "backtracking",
+        dict(B=20, T=320, D=10, H=128, k_top=5, k_att=1, k_trunc=5),
+        ("torch-autograd", "torch-released"),
+        "fma",
+        targets={"torch-autograd": 25.0, "torch-released": 25.0},
+    ),
+    Case("lstm", dict(B=20, T=100, D=512, H=512), ("torch-lstm",), "fma", of_limit=0.5),
 )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Associative memories for NumPy: Hopfield energy and retrieval, and attention, forward and backward.
+"""Associative memories for NumPy: Hopfield retrieval, attention, and sparse attentive backtracking, forward and backward.
 
 >>> import numpy as np, recollect as rc
 >>> rng = np.random.default_rng(0)
@@ -10,14 +10,24 @@
 True
 """
 
-from . import _attention_vjp, _hopfield_vjp, attention, hopfield, layers
+from . import _attention_vjp, _backtracking_vjp, _hopfield_vjp, attention, backtracking, hopfield, layers
 from ._config import show_config
 from ._core import core as _core
 from ._separation import separations
 from ._threads import get_num_threads, set_num_threads
 from ._vjp import vjp
 
-del _attention_vjp, _hopfield_vjp
+del _attention_vjp, _backtracking_vjp, _hopfield_vjp
 
-__all__ = ["attention", "get_num_threads", "hopfield", "layers", "separations", "set_num_threads", "show_config", "vjp"]
+__all__ = [
+    "attention",
+    "backtracking",
+    "get_num_threads",
+    "hopfield",
+    "layers",
+    "separations",
+    "set_num_threads",
+    "show_config",
+    "vjp",
+]
 __version__: str = _core.build_info()["version"]

@@ -35,7 +35,8 @@ def vjp(op: Callable[..., Any], /, *args: Any, **kwargs: Any) -> tuple[Any, Call
     Parameters
     ----------
     op : function
-        One of `recollect.hopfield`: energy, retrieve; or of `recollect.attention`: attend, sample, point, attend_structured.
+        One of `recollect.hopfield`: energy, retrieve; of `recollect.attention`: attend, sample, point, attend_structured; or
+        `recollect.backtracking.sparse_read`. Where an op returns more than one array, its page says whose cotangent the pullback takes.
     *args, **kwargs
         Its arguments; arrays by position or by keyword.
 

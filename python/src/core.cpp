@@ -15,6 +15,7 @@ namespace nb = nanobind;
 
 namespace recollect::python {
 void bind_attention(nb::module_& m);
+void bind_backtracking(nb::module_& m);
 void bind_hopfield(nb::module_& m);
 void bind_score(nb::module_& m);
 }  // namespace recollect::python
@@ -74,4 +75,5 @@ NB_MODULE(RECOLLECT_MODULE, m) {
   recollect::python::bind_hopfield(m);
   recollect::python::bind_attention(m);
   recollect::python::bind_score(m);
+  recollect::python::bind_backtracking(m);
 }

@@ -254,7 +254,7 @@ def test_many_keys(rng, dtype, separation, m):
     """From single keys to supports of all: scores that are tiny beside one another."""
     for scale in (1e-5, 0.02, 1.0):
         o = check.operands(rng, dtype, 4, m, 8, 3, scale=scale)
-        check.check_attend(rc, dtype, separation, o, judge=m < 1000)
+        check.check_attend(rc, dtype, separation, o)
 
 
 @pytest.mark.parametrize("separation", [("k_subset", 700), ("top_k_softmax", 700)], ids=str)

@@ -40,9 +40,10 @@ class Layer(Generic[G]):
     """
 
     public_name: ClassVar[str] = ""  # in errors, where it is not that of the class
+    module: ClassVar[str] = "layers"
 
     def __init__(self, dtype: DTypeLike, rng: np.random.Generator | None) -> None:
-        self.name = f"layers.{self.public_name or type(self).__name__}"
+        self.name = f"{self.module}.{self.public_name or type(self).__name__}"
         self.dtype: np.dtype[Any] = np.dtype(dtype)
         if self.dtype not in (np.float32, np.float64):
             raise TypeError(f"{self.name}: dtype is {self.dtype}; expected float32 or float64")

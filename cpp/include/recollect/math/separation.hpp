@@ -15,9 +15,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <functional>
 #include <limits>
 #include <string_view>
-#include <vector>
 
 #include "recollect/core/type_list.hpp"
 #include "recollect/math/exp2.hpp"
@@ -68,15 +68,45 @@ struct thresholded {
 
   template <class T, class V, class W>
   void weigh(const T* z, T* p, const CandidateRow<W>& row) const {
+    if (power < 1) return weigh_steep(z, p, row);
     const T tau = math::threshold<T, V>(z, row.count, static_cast<T>(c), static_cast<T>(norm));
     for (std::int64_t i = 0; i < row.count; i += V::width)
       math::power<T>(max(fma(V(static_cast<T>(c)), V::load(z + i), V(-tau)), V(T(0))), static_cast<T>(power)).store(p + i);
+    normalise(p, row);
+  }
+
+ protected:
+  template <class T, class W>
+  static void normalise(T* p, const CandidateRow<W>& row) {
     W total = 0;
     for (std::int64_t i = 0; i < row.count; ++i) total += static_cast<W>(p[i]);
     for (std::int64_t i = 0; i < row.count; ++i) p[i] = static_cast<T>(static_cast<W>(p[i]) / total);
   }
 
- protected:
+  /// Weights that are roots of what is above the threshold magnify its rounding: in W, for it is rarely asked for.
+  template <class T, class W>
+  void weigh_steep(const T* z, T* p, const CandidateRow<W>& row) const {
+    const W scale = static_cast<W>(c), exponent = static_cast<W>(norm);
+    const auto excess = [&](W tau) {
+      math::ValueAndSlope<W> total{-1, 0};
+      for (std::int64_t i = 0; i < row.count; ++i) {
+        const W y = scale * static_cast<W>(z[i]) - tau;
+        if (!(y > 0)) continue;
+        const W own = std::pow(y, exponent);
+        total.value += own;
+        total.slope += exponent * own / y;
+      }
+      return total;
+    };
+    const W high = -std::pow(W(1) / static_cast<W>(row.count), 1 / exponent);
+    const W tau = math::falling_root<W>(excess, -1, high, std::numeric_limits<W>::epsilon());
+    for (std::int64_t i = 0; i < row.count; ++i) {
+      const W y = scale * static_cast<W>(z[i]) - tau;
+      p[i] = y > 0 ? static_cast<T>(std::pow(y, static_cast<W>(power))) : T(0);
+    }
+    normalise(p, row);
+  }
+
   /// diag(s) - s s^T / sum s.
   template <class T, class Slope>
   static void centred(const T* p, T* g, std::int64_t count, Slope&& slope) {
@@ -90,12 +120,13 @@ struct thresholded {
     for (std::int64_t i = 0; i < count; ++i) g[i] = static_cast<T>(slope(p[i]) * (static_cast<double>(g[i]) - mean));
   }
 
-  template <class T>
-  static double power_sum(const T* p, std::int64_t count, double exponent) {
-    double total = 0;
+  /// Thousands of equal numbers are off in the same direction: W is wider than they are.
+  template <class W, class T>
+  static W power_sum(const T* p, std::int64_t count, double exponent) {
+    W total = 0;
     for (std::int64_t i = 0; i < count; ++i) {
-      const double own = static_cast<double>(p[i]);
-      total += exponent == 2 ? own * own : std::pow(own, exponent);
+      const W own = static_cast<W>(p[i]);
+      total += exponent == 2 ? own * own : std::pow(own, static_cast<W>(exponent));
     }
     return total;
   }
@@ -118,8 +149,7 @@ struct entmax : thresholded {
 
   template <class T, class W>
   W potential(const T* z, const T* p, const CandidateRow<W>& row) const {
-    const double omega = (power_sum(p, row.count, alpha) - 1) / (alpha * (alpha - 1));
-    return expected_score(z, p, row) - static_cast<W>(omega);
+    return expected_score(z, p, row) - (power_sum<W>(p, row.count, alpha) - 1) / static_cast<W>(alpha * (alpha - 1));
   }
 
   template <class T>
@@ -152,13 +182,13 @@ struct normmax : thresholded {
 
   template <class T, class W>
   W potential(const T* z, const T* p, const CandidateRow<W>& row) const {
-    return expected_score(z, p, row) - static_cast<W>(std::pow(power_sum(p, row.count, alpha), 1 / alpha) - 1);
+    return expected_score(z, p, row) - (std::pow(power_sum<W>(p, row.count, alpha), static_cast<W>(1 / alpha)) - 1);
   }
 
   /// With y = p / |p|_alpha and s = y^(2 - alpha) / (alpha - 1): h = |p|_alpha (g - g.p), d_z = s h - p sum(s h).
   template <class T>
   void pullback(const T* p, T* g, std::int64_t count) const {
-    const double norm_of_p = std::pow(power_sum(p, count, alpha), 1 / alpha);
+    const double norm_of_p = std::pow(power_sum<double>(p, count, alpha), 1 / alpha);
     double mean = 0, sum = 0;
     for (std::int64_t i = 0; i < count; ++i) mean += static_cast<double>(g[i]) * static_cast<double>(p[i]);
     const auto through = [&](std::int64_t i) {
@@ -184,19 +214,22 @@ struct k_subset {
   template <class T, class V, class W>
   void weigh(const T* z, T* p, const CandidateRow<W>& row) const {
     if (row.count <= kept()) return static_cast<void>(std::fill_n(p, row.count, T(1)));
+    // Relative to the k-th largest, which tau is at most 1 below: the largest may be far above it.
+    std::copy_n(z, row.count, p);
+    std::nth_element(p, p + (kept() - 1), p + row.count, std::greater<T>());
+    const T last = p[kept() - 1];
     const V zero(T(0)), one(T(1));
     const auto excess = [&](double tau) {
       V value = zero, between = zero;
       for (std::int64_t i = 0; i < row.count; i += V::width) {
-        const V y = max(V::load(z + i) - V(static_cast<T>(tau)), zero), beyond = max(y - one, zero);
-        value = value + (y - beyond);
-        between = between + (positive(y) - positive(beyond));
+        const V y = max(V::load(z + i) - V(last) - V(static_cast<T>(tau)), zero), short_of_one = max(one - y, zero);
+        value = value + (one - short_of_one);
+        between = between + positive(y) * positive(short_of_one);
       }
-      return math::ValueAndSlope{static_cast<double>(sum(value)) - k, static_cast<double>(sum(between))};
+      return math::ValueAndSlope<double>{static_cast<double>(sum(value)) - k, static_cast<double>(sum(between))};
     };
-    const double lowest = static_cast<double>(*std::min_element(z, z + row.count));
-    const T tau = static_cast<T>(math::falling_root(excess, lowest - 1, 0, std::numeric_limits<T>::epsilon()));
-    for (std::int64_t i = 0; i < row.count; ++i) p[i] = std::clamp(z[i] - tau, T(0), T(1));
+    const T tau = static_cast<T>(math::falling_root<double>(excess, -1.0, 0.0, std::numeric_limits<T>::epsilon()));
+    for (std::int64_t i = 0; i < row.count; ++i) p[i] = std::clamp(z[i] - last - tau, T(0), T(1));
   }
 
   template <class T, class W>

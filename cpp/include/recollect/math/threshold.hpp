@@ -12,19 +12,20 @@
 
 namespace recollect::math {
 
+template <class W>
 struct ValueAndSlope {
-  double value, slope;  // the slope's size: the function falls
+  W value, slope;  // the slope's size: the function falls
 };
 
 /// Newton's method from `low`, where f >= 0, to `high`, where f <= 0; it bisects wherever a step would leave what is left of the interval.
-template <class F>
-double falling_root(F&& f, double low, double high, double precision) {
-  double x = low;
+template <class W, class F>
+W falling_root(F&& f, W low, W high, W precision) {
+  W x = low;
   for (int i = 0; i < 100 && low < high; ++i) {
-    const ValueAndSlope at = f(x);
+    const ValueAndSlope<W> at = f(x);
     if (at.value >= 0) low = x;
     if (at.value <= 0) high = x;
-    const double step = at.value / at.slope;
+    const W step = at.value / at.slope;
     if (std::abs(step) <= precision * std::abs(x)) return x + step;
     x += step;
     if (!(x > low && x < high)) x = low + (high - low) / 2;
@@ -42,9 +43,9 @@ V power(V y, T m) {
 
 /// sum_i relu(c z_i - tau)^m - 1. Sums run in packets and every few packets in double: thousands of small weights are added.
 template <class T, class V>
-ValueAndSlope excess(const T* z, std::int64_t count, T c, T m, T tau) {
+ValueAndSlope<double> excess(const T* z, std::int64_t count, T c, T m, T tau) {
   constexpr std::int64_t stretch = 32 * V::width;
-  ValueAndSlope total{-1.0, 0.0};
+  ValueAndSlope<double> total{-1.0, 0.0};
   for (std::int64_t first = 0; first < count; first += stretch) {
     V value(T(0)), slope(T(0));
     for (std::int64_t i = first; i < std::min(first + stretch, count); i += V::width) {
@@ -70,7 +71,7 @@ T threshold(const T* z, std::int64_t count, T c, T m) {
   // One weight alone is (-tau)^m; of count weights the largest is at least 1 / count.
   const double high = -std::pow(1.0 / static_cast<double>(count), 1.0 / static_cast<double>(m));
   const auto f = [&](double tau) { return excess<T, V>(z, count, c, m, static_cast<T>(tau)); };
-  return static_cast<T>(falling_root(f, -1.0, high, std::numeric_limits<T>::epsilon()));
+  return static_cast<T>(falling_root<double>(f, -1.0, high, std::numeric_limits<T>::epsilon()));
 }
 
 }  // namespace recollect::math

@@ -73,10 +73,19 @@ struct Packet {
   }
   /// Whether any number is above the limit, or NaN.
   friend bool any_above(Packet a, Packet limit) { return Eigen::internal::predux_any(Eigen::internal::pcmp_lt_or_nan(limit.r, a.r)); }
+  /// Bits: the sign of a number, -0.0 or 0.0, and a number whose sign is turned where `sign` has one.
+  friend Packet sign_bit(Packet a) { return Eigen::internal::pand(a.r, Eigen::internal::pset1<Register>(T(-0.0))); }
+  friend Packet turn(Packet a, Packet sign) { return Eigen::internal::pxor(a.r, sign.r); }
+  /// -|a|
+  friend Packet negative_size(Packet a) { return Eigen::internal::por(a.r, Eigen::internal::pset1<Register>(T(-0.0))); }
+  friend Packet where_negative(Packet a, Packet then, Packet otherwise) {
+    using namespace Eigen::internal;
+    return pselect(pcmp_lt(a.r, pset1<Register>(T(0))), then.r, otherwise.r);
+  }
   friend T sum(Packet a) { return Eigen::internal::predux(a.r); }
   friend T largest(Packet a) { return Eigen::internal::predux_max(a.r); }
 
-  /// 2^n for a whole number n <= 0, held as a number in n and in the low bits of shifted = n + exponent_shift.
+  /// 2^n for a whole number n <= 64, held as a number in n and in the low bits of shifted = n + exponent_shift.
   friend Packet power_of_two([[maybe_unused]] Packet n, [[maybe_unused]] Packet shifted) {
     using namespace Eigen::internal;
     if constexpr (std::is_same_v<T, float> && width > 1) {

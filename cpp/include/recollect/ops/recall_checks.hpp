@@ -26,9 +26,10 @@ void visit_separation(std::string_view op, const choice& wanted, char letter, in
     } else {
       using rule = typename Separation::parameter_rule;
       if (!wanted.has_parameter()) refuse("('", wanted.name, "', ", Separation::parameter, ")");
+      if (std::is_same_v<rule, how_many> && patterns > 0 &&
+          !(rule::allows(wanted.parameter) && wanted.parameter <= static_cast<double>(patterns)))
+        refuse(Separation::parameter, " to be a whole number from 1 to ", std::string(1, letter), "=", patterns);
       if (!rule::allows(wanted.parameter)) refuse(Separation::parameter, " to be ", rule::expected);
-      if (std::is_same_v<rule, how_many> && patterns > 0 && wanted.parameter > static_cast<double>(patterns))
-        refuse(Separation::parameter, " to be at most ", std::string(1, letter), "=", patterns);
     }
     f(Separation(wanted.parameter));
   });

@@ -188,14 +188,16 @@ class Supports {
   Support<T> of(const RecallBlock<T>& block, index_t r, Candidates<T>& from, index_t admissible) const {
     if (admissible == 0) return nothing(block, r);
     from.shrink();
-    const bool everything = rule_.window == std::numeric_limits<T>::infinity();
+    const bool everything = sees_all();
     const T largest = from.size() ? *std::max_element(from.scores(), from.scores() + from.size()) : -std::numeric_limits<T>::infinity();
     if (from.strange() || !std::isfinite(largest) || from.size() < (everything ? admissible : std::min(rule_.kept, admissible)))
       return plain(block, r);
-    return weighed(block, r, from, static_cast<W>(largest), largest);
+    return everything ? weighed(block, r, from, W(0), T(0)) : weighed(block, r, from, static_cast<W>(largest), largest);
   }
 
  private:
+  bool sees_all() const { return rule_.window == std::numeric_limits<T>::infinity(); }
+
   W sink(const RecallBlock<T>& block, index_t r) const { return static_cast<W>(*problem_.at(problem_.sink, block.outer, block.first + r)); }
 
   Support<T> nothing(const RecallBlock<T>& block, index_t r) const {
@@ -217,6 +219,7 @@ class Supports {
     if (scores.empty()) return nothing(block, r);
     W largest = scores[0];
     for (W score : scores) largest = score > largest || score != score ? score : largest;
+    if (sees_all() && largest == largest) largest = 0;
     Candidates<T> near(rule_);  // relative to the largest, a packet at a time
     alignas(64) T relative[Packet<T>::width];
     for (std::size_t i = 0; i < scores.size(); ++i) {
@@ -245,13 +248,11 @@ class Supports {
       rule_.weigh(z, p, row);
       if (wants_potential_) support.potential = rule_.potential(z, p, row);
     }
-    // Where weights are scores, one of zero has a gradient too.
-    const bool everything = rule_.window == std::numeric_limits<T>::infinity();
-    const index_t some = everything ? count : count - std::count(p, p + count, T(0));
+    const index_t some = sees_all() ? count : count - std::count(p, p + count, T(0));
     support.index.reserve(static_cast<std::size_t>(some));
     support.weight.reserve(static_cast<std::size_t>(some));
     for (index_t i = 0; i < count; ++i) {
-      if (p[i] == T(0) && !everything) continue;
+      if (p[i] == T(0) && !sees_all()) continue;  // where all scores are weights, one that is 0 has a gradient too
       support.index.push_back(static_cast<index_t>(candidates.numbers()[i]));
       support.weight.push_back(p[i]);
     }
