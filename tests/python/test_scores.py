@@ -286,7 +286,7 @@ def test_wrong_calls(rng):
         ),
         (
             ValueError,
-            "separation is 'sparsemax' beside a sink",
+            "separation is 'sparsemax'; expected 'softmax' or 'top_k_softmax' beside a sink",
             {"score": score, "separation": "sparsemax", "sink": 0.0},
         ),
     ]:

@@ -52,20 +52,6 @@ struct Packet {
   /// The larger one; `a` where either is NaN.
   friend Packet max(Packet a, Packet b) { return Eigen::internal::pmax(a.r, b.r); }
   friend Packet log2(Packet a) { return Eigen::internal::plog2(a.r); }
-  /// Bits: the sign of a number, -0.0 or 0.0, and a number whose sign is turned where `sign` has one.
-  friend Packet sign_bit(Packet a) { return Eigen::internal::pand(a.r, Eigen::internal::pset1<Register>(T(-0.0))); }
-  friend Packet turn(Packet a, Packet sign) { return Eigen::internal::pxor(a.r, sign.r); }
-  /// -|a|
-  friend Packet negative_size(Packet a) { return Eigen::internal::por(a.r, Eigen::internal::pset1<Register>(T(-0.0))); }
-  friend Packet where_negative(Packet a, Packet then, Packet otherwise) {
-    using namespace Eigen::internal;
-    return pselect(pcmp_lt(a.r, pset1<Register>(T(0))), then.r, otherwise.r);
-  }
-  /// 0 where a is 0, whatever b holds there, NaN too.
-  friend Packet unless_zero(Packet a, Packet b) {
-    using namespace Eigen::internal;
-    return pandnot(b.r, pcmp_eq(a.r, pset1<Register>(T(0))));
-  }
   /// 1 where a > 0, else 0.
   friend Packet positive(Packet a) {
     return Eigen::internal::pand(Eigen::internal::pcmp_lt(Eigen::internal::pset1<Register>(T(0)), a.r),
@@ -81,6 +67,11 @@ struct Packet {
   friend Packet where_negative(Packet a, Packet then, Packet otherwise) {
     using namespace Eigen::internal;
     return pselect(pcmp_lt(a.r, pset1<Register>(T(0))), then.r, otherwise.r);
+  }
+  /// 0 where a is 0, whatever b holds there, NaN too.
+  friend Packet unless_zero(Packet a, Packet b) {
+    using namespace Eigen::internal;
+    return pandnot(b.r, pcmp_eq(a.r, pset1<Register>(T(0))));
   }
   friend T sum(Packet a) { return Eigen::internal::predux(a.r); }
   friend T largest(Packet a) { return Eigen::internal::predux_max(a.r); }
