@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _array, attention
+from . import _array, _attention
+from . import _attention_operands as attention
 from ._core import core
+from ._score_blocks import Scores, attend_blocks_backward
 from ._vjp import pullback_of
 
 
-@pullback_of(attention.attend)
+@pullback_of(_attention.attend)
 def attend(
     query: Any,
     key: Any,
@@ -27,6 +29,7 @@ def attend(
     bias: Any = None,
     sink: Any = None,
     separation: Any = "softmax",
+    score: Any = "dot",
     top_k: Any = None,
     return_lse: bool = False,
     out: Any = None,
@@ -36,42 +39,57 @@ def attend(
         raise ValueError(f"{op}: return_lse is True; expected False in vjp, where only out has a gradient")
     if out is not None:
         raise ValueError(f"{op}: out is given; expected None in vjp, which keeps what it computes")
-    given = attention.operands(op, query, key, value, scale, causal, mask, bias, sink)
-    ops, heads = attention.grouped(op, given)
+    given = attention.operands(op, query, key, value, scale, causal, mask, bias, sink, score)
+    compared, back = attention.compare(op, given)
+    ops, heads = attention.grouped(op, compared)
     shape = attention.rows_shape(op, ops)
-    result = np.empty((*shape, ops.value.shape[-1] if ops.value.ndim >= 2 else 0), ops.dtype)
+    result = np.empty((*shape, attention.width_of(ops.value)), ops.dtype)
     name, parameter = attention.separated(op, separation, top_k, ops)
     # What the gradient of a softmax needs again; other separations keep nothing.
-    kept = [np.empty(shape, ops.dtype) if name == "softmax" else None for _ in range(2)]
-    core.attention_attend(*ops[:7], ops.causal, name, parameter, result, largest=kept[0], log_sum=kept[1])
+    kept: list[Any] = [np.empty(shape, ops.dtype) if name == "softmax" else None for _ in range(2)]
+    told = {"largest": kept[0], "log_sum": kept[1]} if name == "softmax" else {}
+    _attention.read(op, ops, name, parameter, result, **told)
     outside = attention.ungrouped(result.shape, heads, 2)
-    # Which gradients there are, and the shapes that the caller knows their operands by.
-    shapes = {"query": given.query.shape, "key": given.key.shape, "value": given.value.shape}
-    if scale is not None:
-        shapes["scale"] = given.scale.shape
-    if given.bias is not None:
-        shapes["bias"] = given.bias.shape
-    if given.sink is not None:
-        shapes["sink"] = given.sink.shape
 
     def pullback(d_out: Any) -> Any:
-        cotangent = _array.cotangent(op, d_out, outside, ops.dtype)
-        room = {
-            name: np.empty(getattr(ops, name).shape, np.float64 if name in ("scale", "sink") else ops.dtype)
-            for name in shapes
-        }
-        core.attention_attend_backward(
-            *ops[:7],
-            ops.causal,
-            name,
-            parameter,
-            kept[0],
-            kept[1],
-            result,
-            cotangent.reshape(result.shape),
-            **{f"d_{name}": gradient for name, gradient in room.items()},
-        )
-        gradients = {name: room[name].reshape(own).astype(ops.dtype, copy=False) for name, own in shapes.items()}
-        return namedtuple("AttendGradients", gradients)(**gradients)
+        cotangent = _array.cotangent(op, d_out, outside, ops.dtype).reshape(result.shape)
+        if ops.vector is None:
+            room = {
+                n: np.empty(getattr(ops, n).shape, np.float64 if n in ("scale", "sink") else ops.dtype)
+                for n in ("query", "key", "value", "scale", "bias", "sink")
+                if getattr(given, n) is not None and (n != "scale" or scale is not None)
+            }
+            to: dict[str, Any] = {f"d_{n}": gradient for n, gradient in room.items()}
+            to |= ops.for_core() | {"separation": name, "parameter": parameter, "largest": kept[0], "log_sum": kept[1]}
+            core.attention_attend_backward(out=result, d_out=cotangent, **to)
+        else:
+            scores = Scores(op, ops)
+            room = attend_blocks_backward(scores, ops.value, ops.sink, (name, parameter), kept, result, cotangent)
+            room |= scores.gradients()
+        return collected("AttendGradients", given, compared, back, room, scale is not None)
 
     return result.reshape(outside).copy(), pullback
+
+
+def collected(
+    kind: str,
+    given: attention.Operands,
+    compared: attention.Operands,
+    back: Callable[[dict[str, Any]], dict[str, Any]],
+    room: dict[str, NDArray[Any]],
+    wants_scale: bool,
+    **more: NDArray[Any],
+) -> Any:
+    """A named tuple of gradients in the shapes that the caller knows their operands by, from those of grouped operands."""
+    met: dict[str, Any] = {
+        n: room[n].reshape(getattr(compared, n).shape) for n in ("query", "key", "vector") if n in room
+    }
+    found: dict[str, Any] = back(met)
+    gradients = {"query": found["query"], "key": found["key"]}
+    for name in ("value", "scale", "bias", "sink"):
+        if name in room and (name != "scale" or wants_scale):
+            gradients[name] = room[name].reshape(getattr(given, name).shape).astype(given.dtype, copy=False)
+    if "score" in found:
+        gradients["score"] = found["score"]
+    gradients |= more
+    return namedtuple(kind, gradients)(**gradients)

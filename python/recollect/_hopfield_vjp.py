@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _array
+from . import _array, _fixed_point
 from . import _hopfield as hopfield
 from ._core import core
 from ._separation import Separation, split
@@ -99,6 +99,15 @@ class _Step:
             to["state"] += _array.sum_to_shape(kept, self.ops.state.shape).astype(self.ops.dtype, copy=False)
         return to
 
+    def response(self, v: Array) -> Array:
+        """J v, of the update at this state alone."""
+        ops, d_state = self.ops, np.empty(self.ops.state.shape, self.ops.dtype)
+        core.hopfield_retrieve_backward(
+            ops.state, ops.patterns, ops.values, ops.beta, ops.mask, self.separation[0], self.separation[1],
+            self.kept[0], self.kept[1], self.out, v, d_state=d_state,
+        )  # fmt: skip
+        return d_state
+
 
 @pullback_of(hopfield.retrieve)
 def retrieve(
@@ -121,6 +130,8 @@ def retrieve(
         raise ValueError(f"{op}: out is given; expected None in vjp, which keeps what it computes")
     ops = hopfield.operands(op, state, patterns, values, beta, mask)
     count, tolerance = hopfield.step_rule(op, steps, tol, ops.dtype)
+    if steps is None:
+        return _until_rest(ops, separation, count, tolerance)
     done = _forward(ops, separation, count, tolerance)
 
     def pullback(d_out: Any) -> Any:
@@ -155,3 +166,68 @@ def _forward(ops: hopfield.Operands, separation: Separation, count: int, tol: fl
     if ops.values is not None:
         done.append(_Step(ops._replace(state=current), separation, None))
     return done
+
+
+def _until_rest(
+    ops: hopfield.Operands, separation: Separation, count: int, tol: float
+) -> tuple[Array, Callable[[Any], Any]]:
+    """Retrieval with ``steps=None``: the gradient is that of the point of rest, whatever the way there. O(n d) memory."""
+    op = _RETRIEVE
+    update = ops._replace(values=None)
+    state = _settled(update, separation, count if ops.values is None else count - 1, tol)[0]
+    out = state if ops.values is None else _Step(ops._replace(state=state), separation, None).out
+
+    def at(point: Array) -> tuple[Array, Callable[[Array], Array]]:
+        step = _Step(update._replace(state=point), separation, None)
+        return step.out, step.response
+
+    def pullback(d_out: Any) -> Any:
+        g = _array.cotangent(op, d_out, out.shape, ops.dtype)
+        # A loose tol stops early; the gradient is that of where the state was going.
+        near, rests = _settled(
+            update._replace(state=state), separation, count, hopfield.step_rule(op, None, None, ops.dtype)[1]
+        )
+        asked = (g != 0).any(axis=-1)
+        _fixed_point.refuse(op, asked & ~rests, f"have not come to rest in {count} steps")
+        fixed = _fixed_point.polish(near, at)
+        total = {}
+        if ops.values is not None:
+            total = _Step(ops._replace(state=fixed), separation, None).back(g)
+            g = total["state"]
+        step = _Step(update._replace(state=fixed), separation, None)
+        adjoint, definite = _fixed_point.solve(step.response, g)
+        _fixed_point.refuse(
+            op, asked & ~definite, "rest where the energy has no strict minimum (I - J is not positive definite)"
+        )
+        found = step.back(adjoint)
+        for name in ("patterns", "beta"):
+            found[name] += total.get(name, 0)
+        found["state"] = np.zeros(ops.state.shape, ops.dtype)
+        if "values" in total:
+            found["values"] = total["values"]
+        return _result("retrieve", ops, found)
+
+    return out.copy(), pullback
+
+
+def _settled(
+    update: hopfield.Operands, separation: Separation, count: int, tol: float
+) -> tuple[Array, NDArray[np.bool_]]:
+    """The states after updates until each moves by no more than tol, and whether it does."""
+    shape = hopfield.rows_shape(_RETRIEVE, update)
+    state, rests = np.empty((*shape, update.patterns.shape[-1]), update.dtype), np.empty(shape, np.bool_)
+    name, parameter = split(_RETRIEVE, separation)
+    core.hopfield_retrieve(
+        update.state,
+        update.patterns,
+        None,
+        update.beta,
+        update.mask,
+        name,
+        parameter,
+        count,
+        tol,
+        state,
+        converged=rests,
+    )
+    return state, rests

@@ -35,8 +35,9 @@ def vjp(op: Callable[..., Any], /, *args: Any, **kwargs: Any) -> tuple[Any, Call
     Parameters
     ----------
     op : function
-        `recollect.hopfield.energy`, `recollect.hopfield.retrieve`, `recollect.attention.attend`, an op of `recollect.fastweight`, or
-        `recollect.backtracking.sparse_read`, whose pullback takes the cotangent of `value`.
+        One of `recollect.hopfield`: energy, retrieve; of `recollect.attention`: attend, sample, point, attend_structured; of
+        `recollect.fastweight`; or `recollect.backtracking.sparse_read`. Where an op returns more than one array, its page says whose
+        cotangent the pullback takes.
     *args, **kwargs
         Its arguments; arrays by position or by keyword.
 
@@ -45,8 +46,9 @@ def vjp(op: Callable[..., Any], /, *args: Any, **kwargs: Any) -> tuple[Any, Call
     out : array
         What ``op(*args, **kwargs)`` returns.
     pullback : function
-        Takes d_out of the shape of `out` (a tuple where the op returns a state too) and returns a named tuple with one field for each differentiable argument that was given,
-        in the signature's order, of that argument's own shape: what was broadcast is summed. It may be called more than once.
+        Takes d_out of the shape of `out` (a tuple where a state is returned too) and returns a named tuple with one field for each differentiable argument that was given,
+        in the signature's order, of that argument's own shape: what was broadcast is summed. A score with parameters comes back as one
+        of the same kind that holds their gradients. It may be called more than once.
 
     Raises
     ------

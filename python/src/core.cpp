@@ -19,6 +19,7 @@ void bind_attention(nb::module_& m);
 void bind_backtracking(nb::module_& m);
 void bind_fast_weight(nb::module_& m);
 void bind_hopfield(nb::module_& m);
+void bind_score(nb::module_& m);
 }  // namespace recollect::python
 
 namespace {
@@ -76,6 +77,7 @@ NB_MODULE(RECOLLECT_MODULE, m) {
   m.def("set_num_threads", &recollect::set_num_threads, nb::arg("n"));
   recollect::python::bind_hopfield(m);
   recollect::python::bind_attention(m);
+  recollect::python::bind_score(m);
   recollect::python::bind_backtracking(m);
   recollect::python::bind_fast_weight(m);
 }

@@ -11,11 +11,19 @@ import recollect as rc
 from recollect._core import core
 
 README = Path(__file__).parents[2] / "README.md"
-OPS = [
-    *(rc.hopfield.energy, rc.hopfield.retrieve, rc.hopfield.nearest, rc.attention.attend),
-    *(rc.fastweight.linear_attention, rc.fastweight.delta_rule, rc.fastweight.fast_weight),
+OPS = [rc.hopfield.energy, rc.hopfield.retrieve, rc.hopfield.nearest, rc.attention.attend]
+OPS += [rc.fastweight.linear_attention, rc.fastweight.delta_rule, rc.fastweight.fast_weight]
+OPS += [rc.attention.sample, rc.attention.point, rc.attention.attend_structured]
+PUBLIC = [
+    *OPS,
+    rc.attention.Bilinear,
+    rc.attention.Additive,
+    rc.vjp,
+    rc.set_num_threads,
+    rc.get_num_threads,
+    rc.show_config,
+    rc.hopfield.HopfieldMemory,
 ]
-PUBLIC = [*OPS, rc.vjp, rc.set_num_threads, rc.get_num_threads, rc.show_config, rc.hopfield.HopfieldMemory]
 
 
 def described(function):

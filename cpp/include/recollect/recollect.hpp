@@ -21,14 +21,19 @@
 #include "recollect/math/tanh.hpp"            // tanh and the logistic function
 
 // The ops: first what each promises, then how it is done.
-#include "recollect/ops/attention.hpp"     // attention::attend and its gradient
-#include "recollect/ops/backtracking.hpp"   // backtracking::forward, the recurrence with reminders, and its gradient
-#include "recollect/ops/cells.hpp"          // the recurrent cells it can have: lstm, gru
-#include "recollect/ops/fast_weight.hpp"   // fast_weight::forward and its gradient: linear attention, the delta rule and their family
-#include "recollect/ops/feature_map.hpp"   // feature_map::forward and its gradient
-#include "recollect/ops/hopfield.hpp"       // hopfield::energy, hopfield::retrieve and their gradients
-#include "recollect/ops/sparse_read.hpp"    // backtracking::read, the sparse read alone, and its gradient
-#include "recollect/spec/attention.hpp"     // attention: equation, operands, shapes
-#include "recollect/spec/backtracking.hpp"  // sparse attentive backtracking: equations, which edges carry gradient, operands
-#include "recollect/spec/fast_weight.hpp"  // fast weights: the recurrence, its rules, operands, shapes
-#include "recollect/spec/hopfield.hpp"      // energy and retrieval: equations, operands, shapes
+#include "recollect/ops/additive_score.hpp"  // scores by a small network, and their gradient
+#include "recollect/ops/attention.hpp"       // attention::attend and its gradient
+#include "recollect/ops/backtracking.hpp"    // backtracking::forward, the recurrence with reminders, and its gradient
+#include "recollect/ops/cells.hpp"           // the recurrent cells it can have: lstm, gru
+#include "recollect/ops/fast_weight.hpp"     // fast_weight::forward and its gradient: linear attention, the delta rule and their family
+#include "recollect/ops/feature_map.hpp"     // feature_map::forward and its gradient
+#include "recollect/ops/hopfield.hpp"        // hopfield::energy, hopfield::retrieve and their gradients
+#include "recollect/ops/score.hpp"           // scores as numbers, some rows at a time
+#include "recollect/ops/sparse_read.hpp"     // backtracking::read, the sparse read alone, and its gradient
+#include "recollect/ops/weights.hpp"         // weights as numbers: a separation by itself, and its gradient
+#include "recollect/spec/attention.hpp"      // attention: equation, operands, shapes
+#include "recollect/spec/backtracking.hpp"   // sparse attentive backtracking: equations, which edges carry gradient, operands
+#include "recollect/spec/fast_weight.hpp"    // fast weights: the recurrence, its rules, operands, shapes
+#include "recollect/spec/hopfield.hpp"       // energy and retrieval: equations, operands, shapes
+#include "recollect/spec/score.hpp"          // scores: equations, operands, shapes
+#include "recollect/spec/weights.hpp"        // weights: what is computed, shapes

@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from .. import _array
-from .._vjp import vjp
-from ..hopfield import retrieve
+from .._core import core
+from .._separation import Separation, split
+from ._association import Association
 from ._base import Array, Gradients, Tape, ones, small_normal, zeros
 from ._functions import linear, merge_heads, split_heads
-from ._roles import ROLES, Roles
+from ._roles import ROLES
 
 
 class HopfieldGradients(NamedTuple):
@@ -25,7 +26,7 @@ class HopfieldGradients(NamedTuple):
     parameters: Gradients
 
 
-class Hopfield(Roles[HopfieldGradients]):
+class Hopfield(Association[HopfieldGradients]):
     """Association of state patterns R with stored patterns Y, and with the pattern projection Y' that is read.
 
     ::
@@ -46,6 +47,8 @@ class Hopfield(Roles[HopfieldGradients]):
         H.
     scaling : float or (H,) array, optional
         beta, positive, one or one per head; 1/sqrt(d), or 1 if all roles are static, if not given.
+    separation : str or (str, number)
+        How scores become weights; `recollect.separations` lists the names.
     update_steps_max : int or None
         0 is attention; T takes T + 1 softmaxes; None updates each row until it moves by at most `update_steps_eps`.
     update_steps_eps : float
@@ -111,6 +114,7 @@ class Hopfield(Roles[HopfieldGradients]):
         pattern_size: int | None = None,
         num_heads: int = 1,
         scaling: ArrayLike | None = None,
+        separation: Separation = "softmax",
         update_steps_max: int | None = 0,
         update_steps_eps: float = 1e-4,
         normalize_stored_pattern: bool = True,
@@ -140,6 +144,8 @@ class Hopfield(Roles[HopfieldGradients]):
     ) -> None:
         super().__init__(dtype, rng)
         self.heads = self._count("num_heads", num_heads)
+        core.separation_margin(self.name, *split(self.name, separation))  # refuses what is none
+        self.separation = separation
         self.update_steps_max = (
             None if update_steps_max is None else self._count("update_steps_max", update_steps_max, 0)
         )
@@ -326,7 +332,8 @@ class Hopfield(Roles[HopfieldGradients]):
         Notes
         -----
         O((L + S) input_size H d) time for projections and O(L S H d) for each softmax; the tape keeps (steps L + S) H d numbers, and
-        nothing of size L S.
+        nothing of size L S. One softmax for few state patterns, where nothing is normalised or added in Hopfield space, does not
+        project stored patterns at all: O(L S input_size H), and nothing of size S is kept but normalised patterns.
         """
         self._check_parameters()
         y = self._role("stored", "stored_pattern", stored)
@@ -347,31 +354,15 @@ class Hopfield(Roles[HopfieldGradients]):
         shape = (*leading, self.heads, r.shape[-2], y.shape[-2])
         keep = self._keep(mask, stored_pattern_padding_mask, "stored_pattern_padding_mask", shape, y.shape[:-1])
 
-        (q, back_q), (k, back_k), (v, back_v) = (
-            self._project("state_pattern", r),
-            self._project("stored_pattern", y),
-            self._read(u),
-        )
-        k, back_k = self._extended("stored_pattern", k, back_k)
-        v, back_v = self._extended("pattern_projection", v, back_v)
-        if keep is not None and (extra := k.shape[-2] - y.shape[-2]):
-            keep = np.broadcast_to(keep, (*keep.shape[:-1], y.shape[-2]))
-            keep = np.concatenate([keep, np.ones((*keep.shape[:-1], extra), np.bool_)], axis=-1)
-        steps = None if self.update_steps_max is None else self.update_steps_max + 1
-        tol = self.update_steps_eps if steps is None else None
-        z, back_z = vjp(retrieve, q, k, values=v, beta=self.scaling, steps=steps, tol=tol, mask=keep)
+        z, back_z = self._associate(y, r, u, keep)
         out, back_out = merge_heads(z), None
         if self._projects_out:
             out, back_out = linear(out, self.parameters, "output")
 
         def pullback(d_out: Array) -> HopfieldGradients:
             into: Gradients = {}
-            inner = back_z(split_heads(d_out if back_out is None else back_out(d_out, into), self.heads))
-            d_stored, d_state, d_read = (
-                back_k(inner.patterns, into),
-                back_q(inner.state, into),
-                back_v(inner.values, into),
-            )
+            d_z = split_heads(d_out if back_out is None else back_out(d_out, into), self.heads)
+            d_stored, d_state, d_read = back_z(d_z, into)
             if state is None:
                 d_stored = d_stored + d_state
             if projection is None:

@@ -10,8 +10,11 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from .. import _array
+from .._attention_operands import Causal
+from .._core import core
+from .._separation import Separation, split
 from .._vjp import vjp
-from ..attention import Causal, attend
+from ..attention import attend
 from ._base import Array, Gradients, Layer, Tape, xavier_uniform
 from ._functions import linear, merge_heads, projected, split_heads
 from ._state_dict import plain_arrays, renamed, split_projections
@@ -43,6 +46,8 @@ class MultiHeadAttention(Layer[MultiHeadAttentionGradients]):
         Length of a key and of a value; `width` if not given.
     head_width : int, optional
         d, the length of a projected query, key and value of one head; width / heads if not given.
+    separation : str or (str, number)
+        How scores become weights; `recollect.separations` lists the names.
     bias : bool
         Whether the four projections have a bias.
     dtype : float32 or float64
@@ -86,12 +91,15 @@ class MultiHeadAttention(Layer[MultiHeadAttentionGradients]):
         key_width: int | None = None,
         value_width: int | None = None,
         head_width: int | None = None,
+        separation: Separation = "softmax",
         bias: bool = True,
         dtype: DTypeLike = np.float32,
         rng: np.random.Generator | None = None,
     ) -> None:
         super().__init__(dtype, rng)
         self.width, self.heads = self._count("width", width), self._count("heads", heads)
+        core.separation_margin(self.name, *split(self.name, separation))  # refuses what is none
+        self.separation = separation
         self.key_width = self.width if key_width is None else self._count("key_width", key_width)
         self.value_width = self.width if value_width is None else self._count("value_width", value_width)
         if head_width is None:
@@ -207,7 +215,7 @@ class MultiHeadAttention(Layer[MultiHeadAttentionGradients]):
         (q_heads, back_q), (k_heads, back_k), (v_heads, back_v) = (
             projected(x, p, name, heads) for x, name in ((q, "query"), (k, "key"), (v, "value"))
         )
-        read, back_attend = vjp(attend, q_heads, k_heads, v_heads, causal=causal, mask=keep)
+        read, back_attend = vjp(attend, q_heads, k_heads, v_heads, causal=causal, mask=keep, separation=self.separation)
         out, back_output = linear(merge_heads(read), p, "output")
 
         def pullback(d_out: Array) -> MultiHeadAttentionGradients:

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from ..attention import Causal
+from .._attention_operands import Causal
 from ._base import Array, Back, Gradients, Layer, Tape, ones, xavier_uniform, zeros
 from ._functions import add, layer_norm, linear
 from ._state_dict import plain_arrays, renamed, split_projections

@@ -68,6 +68,11 @@ struct Packet {
     using namespace Eigen::internal;
     return pselect(pcmp_lt(a.r, pset1<Register>(T(0))), then.r, otherwise.r);
   }
+  /// 0 where a is 0, whatever b holds there, NaN too.
+  friend Packet unless_zero(Packet a, Packet b) {
+    using namespace Eigen::internal;
+    return pandnot(b.r, pcmp_eq(a.r, pset1<Register>(T(0))));
+  }
   friend T sum(Packet a) { return Eigen::internal::predux(a.r); }
   /// `a` where x > 0, and 0 elsewhere.
   friend Packet where_positive(Packet x, Packet a) {
