@@ -74,45 +74,23 @@ def test_a_state_is_a_constant(rng, cell, how, cut):
 # --------------------------------------------------------------------------------------------------- locality
 
 
-def reached(net, x, t):
-    """Which inputs get any gradient from h_t, and from which windows it may come through reminders (times from 1)."""
+def reached(net, x, t, run):
+    """Which inputs get any gradient from h_t, and which the definition lets through (times from 1)."""
     outputs, tape = net.forward(x)
     u = np.zeros_like(outputs)
     u[0, t - 1] = 1
-    graph, K, todo, states = tape.reminders(), net.k_trunc, [t], set()
-    threshold = {}  # the memory that gave the threshold gets a gradient too
-    for n in range(x.shape[1]):
-        done, keys = tape.indices[0, n], net_keys(net, tape)
-        stored = n // net.k_att
-        if net.k_top is not None and stored > net.k_top:
-            threshold[n + 1] = next_best(net, tape, n, stored, done, keys)
+    graph, todo, states = tape.reminders(), [t], set()
     while todo:
         now = todo.pop()
         if now in states:
             continue
         states.add(now)
-        if (now - 1) % K:
-            todo.append(now - 1)
+        todo += [now - 1] if (now - 1) % net.k_trunc else []
         todo += graph.source[graph.time == now].tolist()
-        todo += [threshold[now]] if now in threshold else []
+        choice = run.steps[now - 1].choice
+        if choice.threshold is not None and len(choice.kept) > 1:  # one weight is 1 whatever its score
+            todo.append(run.state.memory[choice.threshold].time)
     return np.flatnonzero(net.backward(tape, u).x[0].any(axis=1)) + 1, states
-
-
-def net_keys(net, tape):
-    return tape.state.keys[0]
-
-
-def next_best(net, tape, n, stored, done, keys):
-    """The time of the (k_top + 1)-th memory of step n + 1, its scores computed anew."""
-    hhat = net(tape_x[0])[0, n]  # h and s
-    H = net.hidden_size
-    hhat = hhat[:H] - hhat[H:]
-    a = np.tanh(keys[:stored] + net.parameters["w2"] @ hhat) @ net.parameters["w3"]
-    a[done] = -np.inf
-    return int(tape.sources[a.argmax()])
-
-
-tape_x = [None]
 
 
 @pytest.mark.parametrize("cell", bc.NETWORKS)
@@ -121,10 +99,9 @@ def test_an_input_outside_every_window_gets_exactly_zero(rng, cell, k_top, k_att
     how = ref.Options(cell, k_top=k_top, k_att=k_att, k_trunc=k_trunc)
     T, out_of_reach = 40, 0
     for _ in range(5):
-        net, x, *_ = bc.problem(rng, how, np.float64, B=1, T=T)
-        tape_x[0] = x
+        net, x, _, runs = bc.problem(rng, how, np.float64, B=1, T=T)
         for t in (T, T - 3):
-            got, states = reached(net, x, t)
+            got, states = reached(net, x, t, runs[0])
             assert set(got.tolist()) == states  # inside a window they do get one
             out_of_reach += T - len(states)
     assert out_of_reach > 100

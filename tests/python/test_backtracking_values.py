@@ -88,7 +88,10 @@ def test_the_usual_cells_of_torch(rng, cell):
     net = (rc.backtracking.LSTM if cell == "lstm" else rc.backtracking.GRU)(3, 6, rng=rng, dtype=np.float64)
     peer = getattr(torch.nn, cell.upper())(3, 6, batch_first=True, dtype=torch.float64)
     peer.load_state_dict({name + "_l0": torch.tensor(a) for name, a in net.parameters.items()})
-    x, u = torch.tensor(rng.standard_normal((2, 30, 3)), requires_grad=True), torch.tensor(rng.standard_normal((2, 30, 6)))
+    x, u = (
+        torch.tensor(rng.standard_normal((2, 30, 3)), requires_grad=True),
+        torch.tensor(rng.standard_normal((2, 30, 6))),
+    )
     outputs, tape = net.forward(x.detach().numpy())
     expected = peer(x)[0]
     np.testing.assert_allclose(outputs, expected.detach(), rtol=0, atol=1e-13)
@@ -123,7 +126,9 @@ def test_ties_go_to_the_earlier_and_are_uniform(rng, dtype):
     net.parameters["w3"][...] = 0
     outputs, tape = net.forward(rng.standard_normal((2, 12, 3)))
     assert (tape.indices[:, 4:] == np.arange(4)).all() and (tape.weights[:, 4:] == 0.25).all()
-    bc.close(outputs[:, 4:, 5:], outputs[:, None, :4, :5].mean(axis=2).repeat(8, axis=1), bc.FORWARD_TOL[net.dtype.name])
+    bc.close(
+        outputs[:, 4:, 5:], outputs[:, None, :4, :5].mean(axis=2).repeat(8, axis=1), bc.FORWARD_TOL[net.dtype.name]
+    )
 
 
 def test_states_that_are_equal_tie(rng):
@@ -153,7 +158,13 @@ def test_inputs_of_any_layout(rng, dtype, same_bits):
     net = bc.network(rng, HOW, dtype)
     x = rng.integers(-3, 4, (2, 10, 3))
     expected = net(x.astype(dtype))
-    for other in (x, x.tolist(), np.asfortranarray(x.astype(dtype)), x.astype(np.int8), x.astype(dtype)[:, ::-1][:, ::-1]):
+    for other in (
+        x,
+        x.tolist(),
+        np.asfortranarray(x.astype(dtype)),
+        x.astype(np.int8),
+        x.astype(dtype)[:, ::-1][:, ::-1],
+    ):
         same_bits(net(other), expected)
     same_bits(net.forward(x)[0], expected)
 
@@ -162,7 +173,9 @@ def test_inputs_of_any_layout(rng, dtype, same_bits):
 
 
 @pytest.mark.parametrize("score", bc.SCORES)
-@pytest.mark.parametrize(("N", "k_top"), [(7, 2), (7, 7), (7, 6), (7, None), (7, 40), (1, 1), (40, 5), (0, 3), (0, None)])
+@pytest.mark.parametrize(
+    ("N", "k_top"), [(7, 2), (7, 7), (7, 6), (7, None), (7, 40), (1, 1), (40, 5), (0, 3), (0, None)]
+)
 def test_reads(rng, dtype, score, N, k_top):
     o = bc.read_operands(rng, dtype, score, N=N, batch=(2,))
     got = rc.backtracking.sparse_read(**o, k_top=k_top, score=bc.score_name(score))
@@ -206,11 +219,15 @@ def test_leading_axes_broadcast(rng, same_bits):
     same_bits(two.value[0], one.value)
     assert two.value.shape == (2, 3, 4)
     memories = rng.standard_normal((4, 1, 9, 4))
-    many = rc.backtracking.sparse_read(**o | {"query": query, "memory": memories}, k_top=3, lengths=[[9], [2], [0], [5]])
+    many = rc.backtracking.sparse_read(
+        **o | {"query": query, "memory": memories}, k_top=3, lengths=[[9], [2], [0], [5]]
+    )
     assert many.value.shape == (4, 2, 3, 4)
     for i, length in enumerate((9, 2, 0, 5)):
         for j in range(2):
-            alone = rc.backtracking.sparse_read(**o | {"query": query[j], "memory": memories[i, 0]}, k_top=3, lengths=length)
+            alone = rc.backtracking.sparse_read(
+                **o | {"query": query[j], "memory": memories[i, 0]}, k_top=3, lengths=length
+            )
             same_bits(many.value[i, j], alone.value)
             same_bits(many.indices[i, j], alone.indices)
 
