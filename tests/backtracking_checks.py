@@ -11,7 +11,7 @@ from tests.reference import backtracking as ref
 
 LONG = np.longdouble
 NETWORKS = {"lstm": rc.backtracking.SparseBacktrackingLSTM, "gru": rc.backtracking.SparseBacktrackingGRU}
-MARGIN = {"float32": 2e-4, "float64": 1e-7}
+MARGIN = {"float32": 2e-4, "float64": 2e-6}
 LEAST_TOTAL = {"float32": 1e-2, "float64": 1e-3}  # rounding of a score counts 1 / R times in weights and gradients
 FORWARD_TOL = {"float32": 2e-5, "float64": 1e-12}
 GRADIENT_TOL = {"float32": 2e-4, "float64": 1e-10}
@@ -44,8 +44,6 @@ def margin(runs, p, how):
                 continue
             a = np.sort(ref.scores(step.hhat, done.state.memory[step.first : step.count], p, how))[::-1]
             gaps = -np.diff(a[: how.k_top + 2])
-            if how.released:
-                gaps = np.abs(gaps - [0, *[ref.RELEASED_EPS] * (len(gaps) - 1)])
             least = min(least, gaps.min() / np.abs(a).max())
             total = min(total, step.choice.total / np.abs(a).max()) if how.k_top > 1 else total
     return least, total
