@@ -14,7 +14,7 @@ NETWORKS = {"lstm": rc.backtracking.SparseBacktrackingLSTM, "gru": rc.backtracki
 MARGIN = {"float32": 2e-4, "float64": 2e-6}
 LEAST_TOTAL = {"float32": 1e-2, "float64": 1e-3}  # rounding of a score counts 1 / R times in weights and gradients
 FORWARD_TOL = {"float32": 2e-5, "float64": 1e-12}
-GRADIENT_TOL = {"float32": 2e-4, "float64": 1e-10}
+GRADIENT_TOL = {"float32": 1e-4, "float64": 1e-11}
 
 
 def network(rng, how, dtype, D=3, H=5, A=None, size=0.7):
@@ -68,13 +68,14 @@ def close(got, expected, tol, what=""):
         np.testing.assert_allclose(got, expected, rtol=0, atol=tol * size, err_msg=what)
 
 
-def close_gradients(net, got, expected):
+def close_gradients(net, got, expected, same_type=None):
+    """`same_type`: the oracle's gradients in the network's own type. Rounding is stretched where R is small; no other slack."""
     assert set(got.parameters) == set(net.parameters)
-    tol = GRADIENT_TOL[net.dtype.name]
-    close(got.x, expected["x"], tol, "x")
-    for name in net.parameters:
-        assert got.parameters[name].dtype == net.dtype
-        close(got.parameters[name], expected[name], tol, name)
+    for name, g in [("x", got.x), *got.parameters.items()]:
+        assert g.dtype == net.dtype
+        size = max(1e-3, float(np.abs(expected[name]).max(initial=0)))
+        off = 0 if same_type is None else float(np.abs(same_type[name] - expected[name]).max(initial=0)) / size
+        close(g, expected[name], max(GRADIENT_TOL[net.dtype.name], 30 * off), name)
 
 
 PAPER = [
