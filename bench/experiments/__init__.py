@@ -1,0 +1,1 @@
+"""Experiments of papers, made small enough for two cores."""
