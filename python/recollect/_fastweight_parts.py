@@ -54,7 +54,15 @@ def pick(given: Arguments, *names: str) -> Arguments:
     return {name: given[name] for name in names}
 
 
+def require(op: str, given: Arguments, *names: str) -> None:
+    """None is no array, though the core takes it for an operand that is left out."""
+    for name in names:
+        if given[name] is None:
+            raise TypeError(f"{op}: {name} is missing; expected an array, got None")
+
+
 def linear_attention_parts(given: Arguments) -> Parts:
+    require("fastweight.linear_attention", given, "query", "key", "value")
     rule = Rule("fastweight.linear_attention", "sum", "outputs" if given["normalize"] else "none")
     return problem(rule, given, pick(given, "query", "key", "value")), unchanged
 
@@ -66,6 +74,7 @@ def linear_attention_sides(given: Arguments) -> tuple[Problem, Callable[[Array],
     for name in ("decay", "log_decay", "state"):
         if given[name] is not None:
             raise ValueError(f"{op}: {name} is given; expected None with causal=False, where tokens have no order")
+    require(op, given, "query", "key", "value")
     floats = {name: _array.floating(op, name, given[name]) for name in ("query", "key", "value")}
     dtype = _array.arithmetic(*floats.values())
     query, key, value = (_array.typed(array, dtype) for array in floats.values())
@@ -83,9 +92,7 @@ def linear_attention_sides(given: Arguments) -> tuple[Problem, Callable[[Array],
 
 def delta(op: str, given: Arguments, operands: Arguments) -> Problem:
     """A delta rule with the normalisation that the user asked for."""
-    for name in ("query", "key", "value", *(name for name in ("beta", "removal") if name in given)):
-        if given[name] is None:
-            raise TypeError(f"{op}: {name} is None; expected an array")
+    require(op, given, "query", "key", "value", *(name for name in ("beta", "removal") if name in given))
     normalize = given.get("normalize", "none")
     if normalize not in ("none", "sum", "l2", "attention"):
         raise ValueError(f"{op}: normalize is {normalize!r}; expected 'none', 'sum', 'l2' or 'attention'")
@@ -98,6 +105,7 @@ def delta_rule_parts(given: Arguments) -> Parts:
 
 
 def fast_weight_parts(given: Arguments) -> Parts:
+    require("fastweight.fast_weight", given, "query", "key", "value", "b")
     rule = Rule("fastweight.fast_weight", "general")
     return problem(rule, given, pick(given, "query", "key", "value", "a", "b")), unchanged
 
@@ -114,13 +122,19 @@ def kimi_delta_attention_parts(given: Arguments) -> Parts:
 
 
 def comba_parts(given: Arguments) -> Parts:
+    op = "fastweight.comba"
+    require(op, given, "query", "key", "value", "beta", "removal")
+    query, removal = (_array.floating(op, name, given[name]) for name in ("query", "removal"))
+    if query.ndim >= 2 and removal.shape[-2:] != query.shape[-2:]:
+        T, K = query.shape[-2:]
+        raise ValueError(f"{op}: removal has shape {removal.shape}; expected (..., T={T}, K={K})")
     operands = pick(given, "query", "key", "value", "beta")
     operands["b"] = given["removal"]
 
     def back(gradients: Gradients) -> Gradients:
         return {**gradients, "removal": gradients["b"]}
 
-    return delta("fastweight.comba", given, operands), back
+    return delta(op, given, operands), back
 
 
 def arrays(op: str, given: Arguments, *names: str) -> list[Array]:
@@ -160,6 +174,7 @@ def reduced(gradient: Array, like: Array) -> Array:
 
 def gated_delta_rule_2_parts(given: Arguments) -> Parts:
     op = "fastweight.gated_delta_rule_2"
+    require(op, given, "query", "key", "value", "erase", "write")
     key, value, erase, write = arrays(op, given, "key", "value", "erase", "write")
     operands = {
         "query": given["query"],
@@ -183,6 +198,7 @@ def gated_delta_rule_2_parts(given: Arguments) -> Parts:
 
 def rwkv7_parts(given: Arguments) -> Parts:
     op = "fastweight.rwkv7"
+    require(op, given, "query", "key", "value", "removal", "rate")
     removal, rate = arrays(op, given, "removal", "rate")
     operands = pick(given, "query", "key", "value")
     operands["a"], operands["b"] = times(op, ("removal", removal), ("rate", rate)), -removal
@@ -196,6 +212,7 @@ def rwkv7_parts(given: Arguments) -> Parts:
 
 def spread(op: str, given: Arguments) -> tuple[Arguments, int]:
     """The operands of `delta_product` with n tokens for each token: all of them write, the last one reads, the first one fades."""
+    require(op, given, "query", "key", "value", "beta")
     query, key, value, beta = arrays(op, given, "query", "key", "value", "beta")
     if key.ndim < 3 or query.ndim < 2:
         raise ValueError(f"{op}: key has shape {key.shape}; expected (..., T, n, K)")

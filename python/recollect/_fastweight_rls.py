@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import _array
 from ._fastweight import FastWeights, Rule
-from ._fastweight_parts import Arguments, Parts, problem, run, unchanged
+from ._fastweight_parts import Arguments, Parts, problem, require, run, unchanged
 
 __all__ = ["recursive_least_squares", "rls_gains"]
 
@@ -34,7 +34,11 @@ def rls_gains(key: ArrayLike, *, forget: float = 1.0, ridge: float = 1.0) -> NDA
     array([[0.5       ],
            [0.33333333]])
     """
-    op = "fastweight.rls_gains"
+    return gains_of("fastweight.rls_gains", key, forget, ridge)
+
+
+def gains_of(op: str, key: ArrayLike, forget: float, ridge: float) -> NDArray[Any]:
+    """`rls_gains` for the op that a wrong call is to name."""
     rows = _array.floating(op, "key", key)
     if rows.ndim < 2:
         raise ValueError(f"{op}: key has shape {rows.shape}; expected (..., T, K)")
@@ -102,7 +106,8 @@ def recursive_least_squares(
 
 def recursive_least_squares_parts(given: Arguments) -> Parts:
     op = "fastweight.recursive_least_squares"
+    require(op, given, "query", "key", "value")
     key = _array.floating(op, "key", given["key"])
-    gains = rls_gains(key, forget=given["forget"], ridge=given["ridge"])
+    gains = gains_of(op, key, given["forget"], given["ridge"])
     operands = {"query": given["query"], "key": gains, "value": given["value"], "a": None, "b": -key}
     return problem(Rule(op, "general"), {**given, "state": None}, operands), unchanged

@@ -101,7 +101,8 @@ def linear_attention(
     decay : array (..., T) or (..., T, K), optional
         D_t, in (0, 1]: a number for each token or for each channel of phi.
     log_decay : array (..., T) or (..., T, K), optional
-        log D_t instead, at most 0; its gradient is the better conditioned one.
+        log D_t instead, at most 0. The gradient of a decay is that of its logarithm divided by the decay: for
+        decays of 1e-3 and less (float32), 1e-6 and less (float64), rounding can leave it no right digit; use log_decay there.
     scale : float or array broadcast to the leading axes, optional
         What outputs are multiplied by; 1 if not given.
     state : array (..., K, W), optional
@@ -125,7 +126,7 @@ def linear_attention(
     Raises
     ------
     ValueError
-        A shape that does not fit, a decay outside (0, 1], a state of another rule, an unknown feature map.
+        A shape that does not fit, a decay outside (0, 1] or NaN, a state of another rule, an unknown feature map.
     TypeError
         A dtype that is no number, an array of another device, a tensor that requires grad.
 
@@ -197,7 +198,8 @@ def delta_rule(
     decay : array (..., T) or (..., T, K), optional
         D_t, in (0, 1]: a number for each token or for each channel of phi. The state fades before it is read.
     log_decay : array (..., T) or (..., T, K), optional
-        log D_t instead, at most 0; its gradient is the better conditioned one.
+        log D_t instead, at most 0. The gradient of a decay is that of its logarithm divided by the decay: for
+        decays of 1e-3 and less (float32), 1e-6 and less (float64), rounding can leave it no right digit; use log_decay there.
     scale : float or array broadcast to the leading axes, optional
         What outputs are multiplied by; 1 if not given.
     state : array (..., K, W), optional
@@ -221,7 +223,7 @@ def delta_rule(
     Raises
     ------
     ValueError
-        A shape that does not fit, a decay outside (0, 1], a state of another rule, an unknown feature map or normalisation.
+        A shape that does not fit, a decay outside (0, 1] or NaN, a state of another rule, an unknown feature map or normalisation.
     TypeError
         A dtype that is no number, an array of another device, a tensor that requires grad.
 
@@ -286,7 +288,8 @@ def fast_weight(
     decay : array (..., T) or (..., T, K), optional
         D_t, in (0, 1]: a number for each token or for each channel.
     log_decay : array (..., T) or (..., T, K), optional
-        log D_t instead, at most 0; its gradient is the better conditioned one.
+        log D_t instead, at most 0. The gradient of a decay is that of its logarithm divided by the decay: for
+        decays of 1e-3 and less (float32), 1e-6 and less (float64), rounding can leave it no right digit; use log_decay there.
     scale : float or array broadcast to the leading axes, optional
         What outputs are multiplied by; 1 if not given.
     state : array (..., K, W), optional
@@ -310,7 +313,7 @@ def fast_weight(
     Raises
     ------
     ValueError
-        A shape that does not fit, a decay outside (0, 1], a state of another rule.
+        A shape that does not fit, a decay outside (0, 1] or NaN, a state of another rule.
     TypeError
         A dtype that is no number, an array of another device, a tensor that requires grad.
 

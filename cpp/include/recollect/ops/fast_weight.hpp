@@ -2,6 +2,7 @@
 /// `fast_weight::forward` and `backward` on the CPU; the contract is in spec/fast_weight.hpp.
 #pragma once
 
+#include <limits>
 #include <optional>
 
 #include "recollect/core/parallel.hpp"
@@ -26,7 +27,7 @@ inline std::array<Array, operand_count> listed(const gradients& in) {
   return {in.query, in.key, in.value, in.beta, in.a, in.b, in.decay, in.channel_decay, in.scale, in.state};
 }
 
-/// Every decay is in (0, 1], or its logarithm at most 0. NaN is passed on, as everywhere.
+/// Every decay is in (0, 1], or its logarithm at most 0; NaN is neither.
 template <class T>
 void check_decay(std::string_view op, const ConstArray& array, bool logarithm) {
   if (!array.given() || array.size() == 0) return;
@@ -43,13 +44,16 @@ void check_decay(std::string_view op, const ConstArray& array, bool logarithm) {
       const T* row = static_cast<const T*>(array.data) + axes.offset(i, strides);
       T low = 1, high = logarithm ? T(0) : T(1);
       const T top = high;
+      bool unordered = false;
       for (index_t k = 0; k < last; ++k) {
         const T number = row[k * stride];
         low = number < low ? number : low;
         high = number > high ? number : high;
+        unordered |= number != number;
       }
-      if (high > top || (!logarithm && low <= 0))
-        fail(status::value, op, logarithm ? ": log_decay is " : ": decay is ", static_cast<double>(high > top ? high : low), "; expected ",
+      if (unordered) low = high = std::numeric_limits<T>::quiet_NaN();
+      if (!(high <= top) || (!logarithm && low <= 0))
+        fail(status::value, op, logarithm ? ": log_decay is " : ": decay is ", static_cast<double>(high <= top ? low : high), "; expected ",
              logarithm ? "a number of at most 0" : "a number above 0 and at most 1");
     }
   });
@@ -60,6 +64,7 @@ inline dtype type_of(const operands& in) { return in.query.given() ? in.query.ty
 inline void check(std::string_view op, const operands& in, const parameters& p) {
   if (in.key.given() != in.value.given()) fail(status::value, op, ": ", in.key.given() ? "value" : "key", " is missing");
   if (!in.query.given()) check_given(op, "key", in.key);
+  if (!in.key.given()) check_given(op, "state", in.state);
   check_given(op, "scale", in.scale);
   if (p.rule == rule::general && in.key.given()) check_given(op, "b", in.b);
   if (p.chunk < 1) fail(status::value, op, ": chunk is ", p.chunk, "; expected a number of 1 or more");
@@ -193,6 +198,7 @@ template <class Map>
 void forward(std::string_view op, const operands& in, const Map& map, row_norm norm, const parameters& p, const results& out) {
   using namespace detail;
   check(op, in, p);
+  if (out.out.given()) check_given(op, "query", in.query);
   const Operands all = listed(in);
   const Shapes shapes(op, operand_shapes, all);
   const index_t d = shapes.extent('d'), V = value_width(in, p, shapes), K = map.width(d);
@@ -244,8 +250,9 @@ class OperandGradient {
   }
 
   void finish() const {
+    // Without sequences nothing is written, and what is broadcast along the empty axis still has a gradient: zeros.
+    if (buffer_ || (array_.given() && problem_.batch.count() == 0)) clear<T>(array_);
     if (!buffer_) return;
-    clear<T>(array_);
     for (index_t h = 0; h < problem_.batch.count(); ++h) {
       const Rows<T> to = problem_.rows(operand_, static_cast<T*>(array_.data), h);
       for (index_t i = 0; i < rows_; ++i)
@@ -270,6 +277,7 @@ void backward(std::string_view op, const operands& in, const Map& map, row_norm 
               const ConstArray& d_out, const ConstArray& d_state, const gradients& d_in) {
   using namespace detail;
   check(op, in, p);
+  if (d_out.given()) check_given(op, "query", in.query);
   const Operands all = listed(in);
   const std::array<Array, operand_count> wanted = listed(d_in);
   const Shapes shapes(op, operand_shapes, all);

@@ -64,6 +64,10 @@ class SequenceScan {
                       fetch_row(to.out, t, values_);
                       fetch_row(to.written, t, values_);
                     }));
+      for (index_t t = 0; tokens.normalised() && to.out && t < count; ++t) {
+        const T divisor = rows.late_divisor[t];
+        for (index_t v = 0; divisor != 1 && v < values_; ++v) c.out.rows[t * c.out.stride + v] /= divisor;
+      }
       for (index_t t = 0; to.out && !out_lies && t < count; ++t) store_row(rows.out + t * wide_values_, values_, to.out, first + t);
       for (index_t t = 0; to.written && !written_lies && t < count; ++t)
         store_row(rows.written + t * wide_values_, values_, to.written, first + t);

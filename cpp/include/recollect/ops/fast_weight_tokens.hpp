@@ -25,6 +25,7 @@ struct TokenRows {
   T* removal = nullptr;                                  // b, where it is a key of its own
   T *normaliser = nullptr, *faded_normaliser = nullptr;  // z_t and D_t z_{t-1}
   T *of_output = nullptr, *of_removal = nullptr;         // what is divided by, inverted
+  T* late_divisor = nullptr;  // of the finished output instead of the query, where its inverse is more than the type holds
   T* strength = nullptr;
 };
 
@@ -57,6 +58,7 @@ class Tokens {
       rows.normaliser = keys(), rows.faded_normaliser = keys();
       rows.of_output = scratch.take<T>(tokens);
       rows.of_removal = scratch.take<T>(tokens);
+      rows.late_divisor = scratch.take<T>(tokens);
     }
     return rows;
   }
@@ -90,7 +92,7 @@ class Tokens {
         if (form_.erase) load_row(from_.a, first + t, map_.width(), rows.writer[1] + here);
       }
       if (form_.query && !query_lies) mapped(from_.query, first + t, x, rows.query + here);
-      if (normalised()) normalise(t, c, rows, normaliser);
+      if (normalised()) normalise(t, plainly, c, rows, normaliser);
       if (form_.remove && !c.removes_key) load_removal(first + t, t, c, rows);
       if (form_.query && scaled() && !query_lies)
         scale_row(rows.query + here, normalised() ? scale_ * rows.of_output[t] : scale_, rows.reader[form_.query_slot()] + here);
@@ -194,13 +196,18 @@ class Tokens {
   }
 
   /// z_t and what outputs and removals are divided by.
-  void normalise(index_t t, const ChunkRows<T>& c, const TokenRows<T>& rows, T* z) const {
+  void normalise(index_t t, bool plainly, const ChunkRows<T>& c, const TokenRows<T>& rows, T* z) const {
     const index_t here = t * wide_;
     T *faded = rows.faded_normaliser + here, *now = rows.normaliser + here;
     for (index_t k = 0; k < wide_; ++k) faded[k] = form_.gated ? c.decay[here + k] * z[k] : z[k];
     for (index_t k = 0; k < wide_; ++k) now[k] = form_.write ? faded[k] + rows.key[here + k] : faded[k];
     std::copy_n(now, wide_, z);
-    if (form_.query) rows.of_output[t] = inverse(product(now, rows.query + here));
+    rows.late_divisor[t] = 1;
+    if (form_.query) {
+      const T divisor = product(now, rows.query + here);
+      rows.of_output[t] = inverse(divisor);
+      if (!plainly && std::isinf(rows.of_output[t])) rows.of_output[t] = 1, rows.late_divisor[t] = divisor;
+    }
     const bool divides = delta() && p_.normalise == fast_weight::normalisation::outputs_and_removals;
     rows.of_removal[t] = divides ? inverse(product(faded, rows.key + here)) : T(1);
   }
