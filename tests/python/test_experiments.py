@@ -7,7 +7,7 @@ import pytest
 
 from bench.experiments import copying
 
-SMALL = "--steps 6 --length 6 --symbols 2 --hidden 8 --batch 4 --judged 3".split()
+SMALL = ["--steps", "6", "--length", "6", "--symbols", "2", "--hidden", "8", "--batch", "4", "--judged", "3"]
 
 
 def test_copying_keeps_table_plot_and_curves(tmp_path, capsys):
