@@ -291,3 +291,24 @@ def test_scores_of_projections_that_cancel(rng, dtype, size):
         off = max(off, float(np.abs(got - expected).max()))
         same_type = max(same_type, float(np.abs(numpy - expected).max()))
     assert off < 30 * max(same_type, np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("size", [0.5, 1, 2, 4, 5, 7, 9, 9.9, 10.1])
+def test_a_score_is_good_to_the_last_digits_for_its_projections(rng, dtype, size):
+    """Weights of two microstates, W1 m = size and about it, W2 hhat = -size, against tanh of the stored projections themselves."""
+    for _ in range(20):
+        net = rc.backtracking.SparseBacktrackingLSTM(
+            2, 1, k_top=None, k_att=1, k_trunc=None, attention_size=1, rng=rng, dtype=dtype
+        )
+        x = rng.standard_normal((1, 3, 2))
+        for name, value in (("w1", 0), ("w2", 0), ("w3", 1)):
+            net.parameters[name][...] = value
+        first = net.forward(x)[1].state.memories[0, 0, 0]
+        outputs = net.forward(x)[0]
+        hhat = outputs[0, 2, 0] - outputs[0, 2, 1]
+        net.parameters["w1"][...], net.parameters["w2"][...] = size / first, -size / hhat
+        outputs, tape = net.forward(x)
+        query = bc.LONG(net.parameters["w2"][0, 0]) * bc.LONG(tape._arrays[1][0, 2, 0])
+        a = np.tanh(bc.LONG(tape.state.keys[0, :2, 0]) + bc.LONG(dtype(query)))
+        expected = np.exp(a - a.max()) / np.exp(a - a.max()).sum()
+        bc.close(tape.weights[0, 2, :2], expected, 4 * np.finfo(dtype).eps)
