@@ -87,6 +87,8 @@ def whole(
     op: str, name: str, value: Any, low: int, high: int | None = None, *, expected: str, kind: str = "a whole number"
 ) -> int:
     """`value` as an int from `low` to `high`; `expected` says in words what was out of bounds, `kind` what it should have been."""
+    if isinstance(value, bool):  # an int to Python; no count to anybody
+        raise TypeError(f"{op}: {name} is {value!r}; expected {kind}")
     try:
         number = operator.index(value)
     except TypeError:
@@ -96,11 +98,11 @@ def whole(
     return number
 
 
-def cotangent(op: str, value: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """d_out as an op's pullback needs it."""
-    given = typed(floating(op, "d_out", value), dtype)
+def cotangent(op: str, value: Any, shape: tuple[int, ...], dtype: np.dtype[Any], name: str = "d_out") -> NDArray[Any]:
+    """d_out, or what an op calls it, as the op's pullback needs it."""
+    given = typed(floating(op, name, value), dtype)
     if given.shape != shape:
-        raise ValueError(f"{op}: d_out has shape {given.shape}; expected {shape}")
+        raise ValueError(f"{op}: {name} has shape {given.shape}; expected {shape}")
     return given
 
 

@@ -12,7 +12,7 @@ from ._sparse_read import Reading, SparseRead
 from ._vjp import pullback_of
 
 
-@pullback_of(backtracking.sparse_read)
+@pullback_of(backtracking.sparse_read, "backtracking")
 def sparse_read(
     query: Any,
     memory: Any,

@@ -117,7 +117,7 @@ def linear_attention(*args: Any, **kwargs: Any) -> Result:
     return (core.FastWeights(read.result(), written.last_state()) if with_state else read.result()), pullback
 
 
-@pullback_of(_feature_map.feature_map)
+@pullback_of(_feature_map.feature_map, "fastweight")
 def feature_map(x: Any, feature_map: Any, *, normalize: Any = None) -> Result:
     op = "fastweight.feature_map"
     array, phi = _feature_map.rows(op, x, feature_map, normalize)

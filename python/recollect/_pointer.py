@@ -85,7 +85,7 @@ def point(
     return _point(query, key, scale, chosen, mask, bias, separation, score)[0]
 
 
-@pullback_of(point)
+@pullback_of(point, "attention")
 def _point_rule(
     query: Any,
     key: Any,

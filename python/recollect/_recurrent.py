@@ -93,7 +93,7 @@ class Recurrent(Layer[RecurrentGradients]):
         Raises
         ------
         ValueError
-            x of another shape; a state of another batch or of a network of other sizes.
+            x of another shape; a state of another batch, or of a network of other sizes, another cell or another k_att.
         TypeError
             x whose dtype is no number; a state that is none.
         """
@@ -160,7 +160,7 @@ class Recurrent(Layer[RecurrentGradients]):
         hidden = np.zeros((B, H), self.dtype)
         carry = np.zeros((B, H), self.dtype)
         memories, keys = np.zeros((B, seeds, H), self.dtype), np.zeros((B, seeds, self._key_size), self.dtype)
-        return State(0, hidden, carry, memories, keys, np.zeros(seeds, np.int64))
+        return State((self.cell, self._storing), 0, hidden, carry, memories, keys, np.zeros(seeds, np.int64))
 
     def step(self, x: ArrayLike, state: State) -> Array:
         """One step of a stream: x (B, D) -> [h_t, s_t] (B, 2 H). `state` is moved on in place; nothing is kept for a gradient.
@@ -237,6 +237,11 @@ class Recurrent(Layer[RecurrentGradients]):
     def _key_size(self) -> int:
         return 1 if self.compat == "released" else self.attention_size
 
+    @property
+    def _storing(self) -> int:
+        """Steps from one microstate to the next, 0 where none is stored."""
+        return 0 if self.k_top == 0 else self.k_att
+
     def _stored_times(self, time: int, steps: int) -> NDArray[np.int64]:
         """The times of the microstates that so many steps after `time` store."""
         if self.k_top == 0:
@@ -310,6 +315,11 @@ class Recurrent(Layer[RecurrentGradients]):
             raise TypeError(f"{self.name}: state has dtype {state.hidden.dtype}; expected {self.dtype}")
         if state.hidden.shape != (batch, H):
             raise ValueError(f"{self.name}: state is of shape {state.hidden.shape}; expected (B={batch}, H={H})")
+        if state.cell != self.cell:
+            raise ValueError(f"{self.name}: state is of cell {state.cell!r}; expected {self.cell!r}")
+        if self.k_top != 0 and state.k_att != self.k_att:
+            of = f"k_att={state.k_att}" if state.k_att else "no microstates"
+            raise ValueError(f"{self.name}: state is of a network with {of}; expected k_att={self.k_att}")
         if self.k_top != 0 and state.keys.shape[2] != self._key_size:
             raise ValueError(
                 f"{self.name}: state has keys of shape {state.keys.shape}; expected (B, n, A={self._key_size})"

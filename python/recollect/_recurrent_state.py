@@ -18,15 +18,17 @@ class State:
 
     Attributes, all read-only: ``time`` steps so far; ``hidden`` (B, H) the last h; ``carry`` (B, H) the last c of an LSTM, hhat of a GRU;
     ``memories`` (B, n, H) the microstates that are kept, oldest first, and ``keys`` (B, n, A) what is stored with them; ``count`` = n;
-    ``times`` (n,) the times they are of; ``batch`` = B; ``nbytes``. Arrays are views that later steps may overwrite.
+    ``times`` (n,) the times they are of; ``batch`` = B; ``nbytes``; ``cell``, 'lstm' or 'gru', and ``k_att``, of the network it is for, the
+    latter 0 if that stores nothing. Arrays are views that later steps may overwrite.
 
     Keys are W1 m with the w1 there was when m was stored: a state is for a network whose parameters stay as they are.
     """
 
-    __slots__ = ("_first", "_keys", "_memories", "_times", "carry", "count", "hidden", "time")
+    __slots__ = ("_first", "_keys", "_memories", "_times", "carry", "cell", "count", "hidden", "k_att", "time")
 
     def __init__(
         self,
+        made_by: tuple[str, int],
         time: int,
         hidden: Array,
         carry: Array,
@@ -34,6 +36,7 @@ class State:
         keys: Array,
         times: NDArray[np.int64],
     ) -> None:
+        self.cell, self.k_att = made_by
         self.time, self.hidden, self.carry = time, hidden, carry
         self._memories, self._keys, self._times = memories, keys, times  # rows [_first, _first + count) are in use
         self._first, self.count = 0, memories.shape[1]
@@ -91,7 +94,7 @@ class State:
     def copy(self) -> State:
         """A state of its own memory."""
         arrays = (self.memories.copy(), self.keys.copy(), self.times.copy())
-        return State(self.time, self.hidden.copy(), self.carry.copy(), *arrays)
+        return State((self.cell, self.k_att), self.time, self.hidden.copy(), self.carry.copy(), *arrays)
 
     def save(self, path: PathLike, *, overwrite: bool = False) -> None:
         """Writes one safetensors file, all or nothing. FileExistsError: `path` exists and `overwrite` is not set. Needs the safetensors
@@ -101,7 +104,7 @@ class State:
             path,
             arrays,
             kind=_KIND,
-            metadata={"time": str(self.time)},
+            metadata={"time": str(self.time), "cell": self.cell, "k_att": str(self.k_att)},
             overwrite=overwrite,
             who="backtracking.State.save",
         )
@@ -113,7 +116,8 @@ class State:
         arrays, metadata = load_arrays(path, kind=_KIND, mmap=False, who=who)
         try:
             hidden, carry, memories, keys, times = (arrays[name] for name in _ARRAYS)
-            state = cls(int(metadata["time"]), hidden, carry, memories, keys, times)
+            made_by = metadata["cell"], int(metadata["k_att"])
+            state = cls(made_by, int(metadata["time"]), hidden, carry, memories, keys, times)
             fits = hidden.ndim == 2 and memories.ndim == 3 and keys.ndim == 3 and times.dtype == np.int64
             fits = fits and memories.shape == (*hidden.shape[:1], len(times), hidden.shape[1])
             fits = (

@@ -100,7 +100,15 @@ class RecurrentTape:
         stored = begun.keys if keys is None else keys
         kept = slice(max(0, len(self.sources) - self._most) if self._most is not None else 0, None)
         time = begun.time + self.shape[1]
-        return State(time, hidden, carried, memories[:, kept].copy(), stored[:, kept].copy(), self.sources[kept].copy())
+        return State(
+            (self._begun.cell, self._begun.k_att),
+            time,
+            hidden,
+            carried,
+            memories[:, kept].copy(),
+            stored[:, kept].copy(),
+            self.sources[kept].copy(),
+        )
 
     @property
     def nbytes(self) -> int:

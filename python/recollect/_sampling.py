@@ -112,7 +112,7 @@ def sample(
     return _sample(query, key, value, rng, samples, scale, causal, mask, bias, separation, score)[0]
 
 
-@pullback_of(sample)
+@pullback_of(sample, "attention")
 def _sample_rule(
     query: Any,
     key: Any,

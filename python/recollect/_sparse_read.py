@@ -144,7 +144,7 @@ class Reading:
         )
         own = (
             ("query", self.asked, 2),
-            ("keys", self.keys, 2),
+            ("keys", self.given.get("keys"), 2),
             ("memory", self.memory, 2),
             ("lengths", self.lengths, 0),
         )
@@ -180,6 +180,10 @@ class Reading:
                 raise ValueError(f"{self.op}: {name} is missing; expected with score={self.score!r}")
         e, d, g = self.query.shape[-1], self.memory.shape[-1], self.given
         width = g["keys"].shape[-1] if "keys" in g else g["w1"].shape[0] if "w1" in g and g["w1"].ndim else -1
+        if self.score == "dot" and e != d:
+            raise ValueError(
+                f"{self.op}: query has shape {self.query.shape}; expected (..., n, d={d}) with score='dot'"
+            )
         shapes = {"w1": (width, d), "w2": (width, e), "w3": (width,), "weight": (e, d)}
         letters = {"w1": "(A, d={1})", "w2": "(A={0}, e={1})", "w3": "(A={0},)", "weight": "(e={0}, d={1})"}
         for name, shape in shapes.items():
@@ -211,7 +215,7 @@ class Reading:
 
     def pullback(self, d_value: Any) -> dict[str, NDArray[Any]]:
         """Gradients by name; of memory and keys they are zero but in the rows that were read."""
-        cotangent = np.ascontiguousarray(_array.cotangent(self.op, d_value, self.value.shape, self.dtype))
+        cotangent = np.ascontiguousarray(_array.cotangent(self.op, d_value, self.value.shape, self.dtype, "d_value"))
         lead, k, a, d = self.weights.shape[:-1], self.k, self.compared[0].shape[-1], self.memory.shape[-1]
         d_asked, d_rows = np.empty((*lead, a), self.dtype), np.empty((*lead, k, d), self.dtype)
         d_keys = np.empty((*lead, k + 1, a), self.dtype)

@@ -90,7 +90,7 @@ def attend_structured(
     return _structured(query, key, value, segments, segment_key, scale, mask, bias, score)[0]
 
 
-@pullback_of(attend_structured)
+@pullback_of(attend_structured, "attention")
 def _structured_rule(
     query: Any,
     key: Any,

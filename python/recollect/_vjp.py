@@ -13,13 +13,15 @@ _F = TypeVar("_F", bound=Callable[..., tuple[Any, Callable[[Any], Any]]])
 
 # op -> rule(*args, **kwargs) -> (out, pullback)
 _rules: dict[Callable[..., Any], Callable[..., tuple[Any, Callable[[Any], Any]]]] = {}
+_names: list[str] = []  # of the ops, as users call them
 
 
-def pullback_of(op: Callable[..., Any]) -> Callable[[_F], _F]:
-    """Marks a function as the rule of `op`."""
+def pullback_of(op: Callable[..., Any], module: str | None = None) -> Callable[[_F], _F]:
+    """Marks a function as the rule of `op`, which is public in `module` if that is not where it is defined."""
 
     def register(rule: _F) -> _F:
         _rules[op] = rule
+        _names.append(f"{module or op.__module__.removeprefix('recollect.').lstrip('_')}.{op.__name__}")
         return rule
 
     return register
@@ -66,6 +68,5 @@ def vjp(op: Callable[..., Any], /, *args: Any, **kwargs: Any) -> tuple[Any, Call
     try:
         rule = _rules[op]
     except (KeyError, TypeError):
-        known = ", ".join(sorted(f"{f.__module__.removeprefix('recollect.').lstrip('_')}.{f.__name__}" for f in _rules))
-        raise TypeError(f"vjp: op is {op!r}; expected one of {known}") from None
+        raise TypeError(f"vjp: op is {op!r}; expected one of {', '.join(sorted(_names))}") from None
     return rule(*args, **kwargs)

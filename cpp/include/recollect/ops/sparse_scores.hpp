@@ -64,6 +64,23 @@ struct additive_score {
 /// Which way is taken depends on the two rows alone.
 enum class ease : unsigned char { near, moderate, large, far };
 
+/// e^2p to the last digit for any |p| <= 10: e^2p e^2q - 1 is no better than its factors where p and q cancel. So f of 2^n 2^f is made of
+/// the unrounded product, and nothing is subtracted on the way, which would leave no digits of a small one.
+template <class T, class V>
+inline V exp_of_twice(V p) {
+  using constants = math::exp2_constants<T>;
+  constexpr int degree = sizeof(constants::c) / sizeof(T);
+  constexpr long double scale = 2 * math::log2_e<long double>;
+  constexpr T high = static_cast<T>(scale), low = static_cast<T>(scale - high);
+  const V shifted = fma(p, V(high), V(constants::exponent_shift));
+  const V n = shifted - V(constants::exponent_shift);
+  const V f = fma(p, V(low), fma(p, V(high), n * V(T(-1))));
+  V series = V(constants::c[degree - 1]);
+  for (int i = degree - 2; i >= 0; --i) series = fma(series, f, V(constants::c[i]));
+  const V power = power_of_two(n, shifted);
+  return fma(series * f, power, power);
+}
+
 template <class T>
 ease ease_row(const T* row, index_t width, T* to) {
   using P = Packet<T>;
@@ -72,9 +89,11 @@ ease ease_row(const T* row, index_t width, T* to) {
   const T size = largest(least);
   const ease kind = size <= T(1) ? ease::near : size <= T(5) ? ease::moderate : size <= T(10) ? ease::large : ease::far;
   if (kind == ease::far) return kind;
-  const P one(kind == ease::near ? T(0) : T(1)), scale(2 * math::log2_e<T>);
-  for (index_t a = 0; a < width; a += P::width)
-    (math::exp2_minus_one<T>(P::load_some(row + a, width - a) * scale) + one).store_some(to + a, width - a);
+  const P scale(2 * math::log2_e<T>);
+  for (index_t a = 0; a < width; a += P::width) {
+    const P p = P::load_some(row + a, width - a);
+    (kind == ease::near ? math::exp2_minus_one<T>(p * scale) : exp_of_twice<T>(p)).store_some(to + a, width - a);
+  }
   return kind;
 }
 
