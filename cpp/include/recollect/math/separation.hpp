@@ -224,7 +224,7 @@ struct k_subset {
       for (std::int64_t i = 0; i < row.count; i += V::width) {
         const V y = max(V::load(z + i) - V(last) - V(static_cast<T>(tau)), zero), short_of_one = max(one - y, zero);
         value = value + (one - short_of_one);
-        between = between + positive(y) * positive(short_of_one);
+        between = between + where_positive(y, where_positive(short_of_one, one));
       }
       return math::ValueAndSlope<double>{static_cast<double>(sum(value)) - k, static_cast<double>(sum(between))};
     };

@@ -53,7 +53,7 @@ ValueAndSlope<double> excess(const T* z, std::int64_t count, T c, T m, T tau) {
       const V p = power<T>(y, m);
       value = value + p;
       if (m == T(1))
-        slope = slope + positive(y);
+        slope = slope + where_positive(y, V(T(1)));
       else if (m == T(2))
         slope = slope + y;
       else

@@ -52,11 +52,6 @@ struct Packet {
   /// The larger one; `a` where either is NaN.
   friend Packet max(Packet a, Packet b) { return Eigen::internal::pmax(a.r, b.r); }
   friend Packet log2(Packet a) { return Eigen::internal::plog2(a.r); }
-  /// 1 where a > 0, else 0.
-  friend Packet positive(Packet a) {
-    return Eigen::internal::pand(Eigen::internal::pcmp_lt(Eigen::internal::pset1<Register>(T(0)), a.r),
-                                 Eigen::internal::pset1<Register>(T(1)));
-  }
   /// Whether any number is above the limit, or NaN.
   friend bool any_above(Packet a, Packet limit) { return Eigen::internal::predux_any(Eigen::internal::pcmp_lt_or_nan(limit.r, a.r)); }
   /// Bits: the sign of a number, -0.0 or 0.0, and a number whose sign is turned where `sign` has one.

@@ -146,7 +146,7 @@ class Candidates {
   index_t count_above(T value) {
     std::fill(scores_.data() + size_, scores_.data() + padded<T>(size_), -std::numeric_limits<T>::infinity());
     P total(T(0));
-    for (index_t i = 0; i < size_; i += P::width) total = total + positive(P::load(scores_.data() + i) - P(value));
+    for (index_t i = 0; i < size_; i += P::width) total = total + where_positive(P::load(scores_.data() + i) - P(value), P(T(1)));
     return static_cast<index_t>(sum(total));
   }
 
