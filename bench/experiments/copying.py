@@ -10,12 +10,13 @@ there is not trained again.
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 
 import numpy as np
 import recollect as rc
+
+from .training import Adam, kept, settings
 
 CLASSES = 10  # blank, eight digits, marker
 
@@ -42,21 +43,6 @@ def draw(rng, batch, length, symbols):
     targets = np.zeros_like(codes)
     targets[:, -symbols:] = digits
     return np.eye(CLASSES, dtype=np.float32)[codes], targets
-
-
-class Adam:
-    def __init__(self, parameters, rate):
-        self.parameters, self.rate, self.steps = parameters, rate, 0
-        self.moments = {name: (np.zeros_like(a), np.zeros_like(a)) for name, a in parameters.items()}
-
-    def step(self, gradients, clip=1.0):
-        norm = np.sqrt(sum(float((g * g).sum()) for g in gradients.values()))
-        self.steps += 1
-        for name, a in self.parameters.items():
-            g, (m, v) = gradients[name] * min(1.0, clip / (norm + 1e-12)), self.moments[name]
-            m += 0.1 * (g - m)
-            v += 0.001 * (g * g - v)
-            a -= self.rate * (m / (1 - 0.9**self.steps)) / (np.sqrt(v / (1 - 0.999**self.steps)) + 1e-8)
 
 
 class Classifier:
@@ -146,39 +132,21 @@ def options(arguments=None):
     parser.add_argument("directory", type=Path, help="where results are kept")
     parser.add_argument("--paper", action="store_true", help="T = 100, 10 symbols, 128 units, 20 000 steps")
     parser.add_argument("--only", default="", help="models whose name contains this")
-    for name, kind, default, paper, what in (
+    o = settings(parser, arguments, (
         ("length", int, 20, 100, "T, trained at"), ("symbols", int, 4, 10, "digits to copy"), ("hidden", int, 64, 128, "H"),
         ("batch", int, 32, 64, "sequences a step"), ("steps", int, 30_000, 20_000, "at most"), ("seconds", float, 75, 1e9, "a model, at most"),
         ("rate", float, 3e-3, 1e-3, "of Adam"), ("k_top", int, 5, 5, "reminders"), ("k_att", int, 1, 1, "a microstate every"),
         ("k_trunc", int, 5, 5, "length of a window"), ("judged", int, 50, 200, "sequences to judge by"), ("seed", int, 0, 0, ""),
         ("patience", int, 30, 200, "batches without a fault before training ends"),
-    ):  # fmt: skip
-        parser.add_argument(
-            f"--{name.replace('_', '-')}", type=kind, help=f"{what} (default {default}; --paper {paper})"
-        )
-        parser.set_defaults(**{f"{name}_defaults": (default, paper)})
-    o = parser.parse_args(arguments)
-    for name in [n.removesuffix("_defaults") for n in vars(o) if n.endswith("_defaults")]:
-        pair = vars(o).pop(f"{name}_defaults")
-        if getattr(o, name) is None:
-            setattr(o, name, pair[o.paper])
+    ))  # fmt: skip
     o.lengths = [o.length * n for n in (1, 2, 3, 5, 10)]
     return o
 
 
 def main(arguments=None):
     o = options(arguments)
-    o.directory.mkdir(parents=True, exist_ok=True)
-    settings, results = {k: v for k, v in vars(o).items() if k not in ("directory", "only")}, []
-    for name, make in models(o).items():
-        if o.only not in name:
-            continue
-        path = o.directory / f"{name.replace(',', '').replace(' ', '-')}.json"
-        there = json.loads(path.read_text()) if path.exists() else {}
-        if there.get("options") != settings:
-            there = {"options": settings, **train(name, make, o)}
-            path.write_text(json.dumps(there))
-        results.append(there)
+    chosen = {name: make for name, make in models(o).items() if o.only in name}
+    results = [kept(o, name, lambda name=name, make=make: train(name, make, o)) for name, make in chosen.items()]
     if results:
         plot(results, o, o.directory / "copying.png")
         (o.directory / "table.txt").write_text(table(results) + "\n")
