@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from . import _array, _feature_map
 from . import _fastweight as core
 from ._fastweight import FastWeights
+from ._fastweight_memory import FastWeightMemory
 from ._fastweight_parts import (
     delta_rule_parts,
     fast_weight_parts,
@@ -34,6 +35,7 @@ from ._fastweight_rules import (
 from ._feature_map import FeatureMap, dpfp, favor, feature_map, feature_maps
 
 __all__ = [
+    "FastWeightMemory",
     "FastWeights",
     "FeatureMap",
     "Stability",

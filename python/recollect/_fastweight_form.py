@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What a fast weight memory is made as, and a caller's arguments in that form."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _array, _checks, _feature_map
+from . import _fastweight as core
+from ._feature_map import FeatureMap
+
+Array = NDArray[Any]
+
+
+class Form(NamedTuple):
+    """Everything about a memory but what it holds."""
+
+    d: int
+    values: int
+    rule: str
+    phi: FeatureMap
+    normalize: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @classmethod
+    def of(cls, d: Any, values: Any, rule: Any, feature_map: Any, normalize: Any, shape: Any, dtype: Any) -> Form:
+        who = "FastWeightMemory"
+        if rule not in ("delta", "sum"):
+            raise ValueError(f"{who}: rule is {rule!r}; expected 'delta' or 'sum'")
+        if normalize not in ("none", "sum", "l2", "attention"):
+            raise ValueError(f"{who}: normalize is {normalize!r}; expected 'none', 'sum', 'l2' or 'attention'")
+        try:
+            sizes = tuple(shape)
+        except TypeError:
+            raise TypeError(f"{who}: shape is {shape!r}; expected a tuple of whole numbers") from None
+        phi = _feature_map.as_map(who, feature_map)
+        if normalize in ("sum", "l2"):
+            phi = FeatureMap(phi.name, normalize, phi.nu, phi.matrix)
+        return cls(
+            _checks.width(d, "d", who),
+            _checks.width(values, "values", who),
+            rule,
+            phi,
+            normalize,
+            tuple(_checks.width(n, "shape", who) for n in sizes),
+            _checks.arithmetic(dtype, who),
+        )
+
+    def same(self, other: Form) -> bool:
+        """Whether states of both mean the same."""
+        ours, theirs = self.phi.matrix, other.phi.matrix
+        matrices = ours is theirs or (ours is not None and theirs is not None and np.array_equal(ours, theirs))
+        return matrices and self.plain() == other.plain()
+
+    def plain(self) -> dict[str, Any]:
+        """As numbers and names, without the projections of a map."""
+        phi = [self.phi.name, self.phi.normalize, self.phi.nu]
+        return {**self._asdict(), "phi": phi, "shape": list(self.shape), "dtype": self.dtype.name}
+
+    def problem(self, who: str, given: dict[str, Array], fading: dict[str, Array] | None = None) -> core.Problem:
+        """Operands and decays as the core takes them."""
+        divided = {"sum": "outputs", "delta": "outputs_and_removals"}[self.rule]
+        rule = core.Rule(who, self.rule, divided if self.normalize == "attention" else "none")
+        decay, log_decay = ((fading or {}).get(name) for name in ("decay", "log_decay"))
+        return core.problem(rule, given, feature_map=self.phi, decay=decay, log_decay=log_decay)
+
+    def empty(self) -> Array:
+        """The state of a memory that nothing was written to."""
+        nothing = {"key": np.zeros((*self.shape, 0, self.d), self.dtype)}
+        nothing["value"] = np.zeros((*self.shape, 0, self.values), self.dtype)
+        if self.rule == "delta":
+            nothing["beta"] = np.zeros((*self.shape, 0), self.dtype)
+        p = self.problem("FastWeightMemory", nothing)
+        state = core.room_for_state(p, None)
+        core.run(p, None, state)
+        return state
+
+    def tokens(self, who: str, name: str, given: Any, width: int, count: int | None = None) -> tuple[Array, bool]:
+        """`given` as (*shape, T, width), and whether it was a single token."""
+        array = _checks.convert(_array.floating(who, name, given, halves=True), self.dtype, name, who)
+        one = array.ndim == len(self.shape) + 1
+        rows = array[..., None, :] if one else array
+        expected = (*self.shape, rows.shape[-2] if count is None and rows.ndim > 1 else count, width)
+        if rows.shape != expected:
+            lead = "".join(f"{n}, " for n in self.shape)
+            many = f"({lead}{'T' if count is None else count}, {width})"
+            wanted = f"({lead}{width}) or {many}" if count in (None, 1) else many
+            raise ValueError(f"{who}: {name} has shape {array.shape}; expected {wanted}")
+        return rows, one
+
+    def numbers(self, who: str, name: str, given: Any, one: bool, count: int, channels: int | None = None) -> Array:
+        """Strengths or decays as (*shape, T); with a number of `channels` perhaps (*shape, T, channels)."""
+        array = _checks.convert(_array.floating(who, name, given, halves=True), self.dtype, name, who)
+        full = (*self.shape, count)
+        by_token = self.shape if one else full
+        if array.ndim == 0:
+            return np.broadcast_to(array, full)
+        if array.shape == by_token:
+            return array.reshape(full)
+        if channels is not None and array.shape == (*by_token, channels):
+            return array.reshape(*full, channels)
+        wider = "" if channels is None else f" or {(*by_token, channels)}"
+        raise ValueError(f"{who}: {name} has shape {array.shape}; expected a number, {by_token}{wider}")
