@@ -61,6 +61,9 @@ T* state_at(T* state, index_t rows, index_t row, index_t column, index_t columns
   return state + first * rows + row * wide + column - first;
 }
 
+/// Two strips of so many rows and fewer are walked in turns: more would not stay in the first-level cache.
+inline constexpr index_t rows_of_pairs = 128;
+
 /// A strip in memory: where it is read, where it is written (elsewhere only if a caller's own states are both), and from row to row.
 template <class T>
 struct Strip {
@@ -146,33 +149,46 @@ inline void pass(Strip<T> strip, const Scan<T>& s, index_t column, index_t writt
   for (int r = 0; r < Reading; ++r) store_reads(s.readers[r], asked, column, s.columns, sum[r]);
 }
 
-/// All groups over one strip. `finish(group, column, packets)` is called when the reads of a group are there and before it writes.
+/// Step i of a strip: what group i asks for is read while what the group before it wrote is added; the last step adds alone.
+/// `finish(group, column, packets)` is called when the reads of a group are there and before it writes.
 template <class T, int Writing, int Reading, fading Fade, int Packets, class Finish>
-void scan_strip(Strip<T> strip, const Scan<T>& s, index_t column, Finish&& finish) {
-  for (index_t i = 0; i < s.groups; ++i) {
-    const index_t here = s.backwards ? s.groups - 1 - i : i, before = s.backwards ? here + 1 : here - 1;
-    if (i == 0 || Writing == 0) {
-      if constexpr (Reading > 0) pass<T, 0, Reading, fading::none, Packets>(strip, s, column, here, here);
-    } else {
-      pass<T, Writing, Reading, Fade, Packets>(strip, s, column, before, here);
-      strip.from = strip.to;
-      strip.from_stride = strip.to_stride;
-    }
-    finish(here, column, Packets);
+inline void scan_step(Strip<T>& strip, const Scan<T>& s, index_t column, index_t i, Finish&& finish) {
+  const index_t here = s.backwards ? s.groups - 1 - i : i, before = s.backwards ? here + 1 : here - 1;
+  if (i == s.groups) {
+    if constexpr (Writing > 0) pass<T, Writing, 0, Fade, Packets>(strip, s, column, before, before);
+    return;
   }
-  if constexpr (Writing > 0) {
-    const index_t last = s.backwards ? 0 : s.groups - 1;
-    pass<T, Writing, 0, Fade, Packets>(strip, s, column, last, last);
+  if (i == 0 || Writing == 0) {
+    if constexpr (Reading > 0) pass<T, 0, Reading, fading::none, Packets>(strip, s, column, here, here);
+  } else {
+    pass<T, Writing, Reading, Fade, Packets>(strip, s, column, before, here);
+    strip.from = strip.to;
+    strip.from_stride = strip.to_stride;
   }
+  finish(here, column, Packets);
 }
 
 template <class T, int Writing, int Reading, fading Fade, class Place, class Finish>
 void scan_strips(const Scan<T>& s, Place&& place, Finish&& finish) {
   constexpr int packets = static_cast<int>(strip_columns<T> / Packet<T>::width);
+  constexpr index_t width = strip_columns<T>;
   index_t column = 0;
-  for (; column + strip_columns<T> <= s.columns; column += strip_columns<T>)
-    scan_strip<T, Writing, Reading, Fade, packets>(place(column, strip_columns<T>), s, column, finish);
-  if (column < s.columns) scan_strip<T, Writing, Reading, Fade, 1>(place(column, Packet<T>::width), s, column, finish);
+  // Two strips take turns: while a group is finished in one, which is a chain of few operations, the walk over the other goes on.
+  for (; s.rows <= rows_of_pairs && column + 2 * width <= s.columns; column += 2 * width) {
+    Strip<T> left = place(column, width), right = place(column + width, width);
+    for (index_t i = 0; i <= s.groups; ++i) {
+      scan_step<T, Writing, Reading, Fade, packets>(left, s, column, i, finish);
+      scan_step<T, Writing, Reading, Fade, packets>(right, s, column + width, i, finish);
+    }
+  }
+  for (; column + width <= s.columns; column += width) {
+    Strip<T> strip = place(column, width);
+    for (index_t i = 0; i <= s.groups; ++i) scan_step<T, Writing, Reading, Fade, packets>(strip, s, column, i, finish);
+  }
+  if (column < s.columns) {
+    Strip<T> strip = place(column, Packet<T>::width);
+    for (index_t i = 0; i <= s.groups; ++i) scan_step<T, Writing, Reading, Fade, 1>(strip, s, column, i, finish);
+  }
 }
 
 /// place(column, width) -> the Strip of a state from that column on.
