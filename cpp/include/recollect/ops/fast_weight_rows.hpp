@@ -50,6 +50,8 @@ struct ChunkGradients {
   std::array<T*, 2> reader{}, writer{}, value{};
   const T* d_out = nullptr;
   T* coefficients = nullptr;
+  T* decay = nullptr;     // (tokens, K), of tokens with a small decay
+  bool* small = nullptr;  // (tokens): whether they have one
 };
 
 /// Rows of arrays whose sizes are powers of two would all begin at the same place of a page and wait for each other in the first-level
