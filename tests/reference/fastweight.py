@@ -200,12 +200,13 @@ def of_logarithms(log_q, log_k, v, log_decay=None, causal=True):
     return joint_weights(log_q, log_k, log_decay, causal).sum(axis=-1) @ v
 
 
-def of_logarithms_gradients(log_q, log_k, v, d_out, log_decay=None, causal=True):
+def of_logarithms_gradients(log_q, log_k, v, d_out, log_decay=None, causal=True, absolute=False):
     """With e_i(j, f) = p_i(j, f) g_i . (v_j - o_i):  d log q_if = sum_j e_i(j, f),  d log k_jf = sum_i e_i(j, f); d log D_tf = the
-    sum of e_i(j, f) over j < t <= i"""
+    sum of e_i(j, f) over j < t <= i. absolute: the sizes of the terms of these sums"""
     p = joint_weights(log_q, log_k, log_decay, causal)
     out = p.sum(axis=-1) @ v
-    e = p * (d_out @ v.T - (d_out * out).sum(axis=-1, keepdims=True))[..., None]
+    found, held = d_out @ v.T, (d_out * out).sum(axis=-1, keepdims=True)
+    e = p * (np.abs(found) + np.abs(held) if absolute else found - held)[..., None]
     made = {"query": e.sum(axis=1), "key": e.sum(axis=0), "value": p.sum(axis=-1).T @ d_out}
     if log_decay is not None:
         T = range(len(log_k))

@@ -127,7 +127,7 @@ inline void pass(Strip<T> strip, const Scan<T>& s, index_t column, index_t writt
 #pragma GCC unroll 2
         for (int j = 0; j < Packets; ++j) now[j] = fma(number, value[w][i][j], now[j]);
       }
-    if constexpr (Writing > 0) {
+    if constexpr (Writing > 0 || Fade != fading::none) {
 #pragma GCC unroll 2
       for (int j = 0; j < Packets; ++j) now[j].store(strip.to + j * P::width);
       strip.to += strip.to_stride;
@@ -149,9 +149,10 @@ inline void pass(Strip<T> strip, const Scan<T>& s, index_t column, index_t writt
 /// All groups over one strip. `finish(group, column, packets)` is called when the reads of a group are there and before it writes.
 template <class T, int Writing, int Reading, fading Fade, int Packets, class Finish>
 void scan_strip(Strip<T> strip, const Scan<T>& s, index_t column, Finish&& finish) {
+  constexpr bool changes = Writing > 0 || Fade != fading::none;
   for (index_t i = 0; i < s.groups; ++i) {
     const index_t here = s.backwards ? s.groups - 1 - i : i, before = s.backwards ? here + 1 : here - 1;
-    if (i == 0 || Writing == 0) {
+    if (i == 0 || !changes) {
       if constexpr (Reading > 0) pass<T, 0, Reading, fading::none, Packets>(strip, s, column, here, here);
     } else {
       pass<T, Writing, Reading, Fade, Packets>(strip, s, column, before, here);
@@ -160,7 +161,7 @@ void scan_strip(Strip<T> strip, const Scan<T>& s, index_t column, Finish&& finis
     }
     finish(here, column, Packets);
   }
-  if constexpr (Writing > 0) {
+  if constexpr (changes) {
     const index_t last = s.backwards ? 0 : s.groups - 1;
     pass<T, Writing, 0, Fade, Packets>(strip, s, column, last, last);
   }
@@ -179,7 +180,7 @@ void scan_strips(const Scan<T>& s, Place&& place, Finish&& finish) {
 template <class T, class Place, class Finish>
 void scan_states(const Scan<T>& s, Place&& place, Finish&& finish) {
   const auto with_fade = [&]<int Writing, int Reading>() {
-    if (s.fade == fading::none || Writing == 0)
+    if (s.fade == fading::none)
       scan_strips<T, Writing, Reading, fading::none>(s, place, finish);
     else if (s.fade == fading::rows)
       scan_strips<T, Writing, Reading, fading::rows>(s, place, finish);
