@@ -234,8 +234,12 @@ struct favor {
     for (index_t j = 0; j < features; j += block) {
       V sums[block] = {V(0.0), V(0.0), V(0.0), V(0.0)};
       double scores[block];
-      for (index_t k = 0; k < d; k += V::width)
-        for (index_t i = 0; i < block; ++i) sums[i] = fma(V::load_some(row(j + i, d) + k, d - k), V::load(x + k), sums[i]);
+      const double* rows[block];
+      for (index_t i = 0; i < block; ++i) rows[i] = matrix + std::min(j + i, features - 1) * d;
+      index_t k = 0;
+      for (; k + V::width <= d; k += V::width)
+        for (index_t i = 0; i < block; ++i) sums[i] = fma(V::load(rows[i] + k), V::load(x + k), sums[i]);
+      for (index_t i = 0; i < block && k < d; ++i) sums[i] = fma(V::load_some(rows[i] + k, d - k), V::load(x + k), sums[i]);
       lane_sums(sums, scores);
       for (index_t i = 0; i < block && j + i < features; ++i) {
         log_phi[j + i] = scores[i] * scale - below;
@@ -247,15 +251,22 @@ struct favor {
   /// sum_j l+_j (r_j - x') + l-_j (-r_j - x'), times d^(-1/4), for the gradients l of log phi
   template <class V>
   void pull_logarithms(const double* x, index_t d, const double* d_log, double* d_x) const {
+    Scratch& scratch = Scratch::local();
+    const Scratch::Frame frame(scratch);
+    double* weights = scratch.take<double>(features + block);
+    std::fill_n(weights + features, block, 0.0);
     const double scale = temper(d);
     double total = 0;
-    for (index_t j = 0; j < 2 * features; ++j) total += d_log[j];
+    for (index_t j = 0; j < features; ++j) {
+      weights[j] = d_log[j] - d_log[features + j];
+      total += d_log[j] + d_log[features + j];
+    }
     for (index_t k = 0; k < d; k += V::width) {
       V sums[block] = {V(0.0), V(0.0), V(0.0), V(0.0)};
       for (index_t j = 0; j < features; j += block)
         for (index_t i = 0; i < block; ++i) {
-          const double weight = j + i < features ? d_log[j + i] - d_log[features + j + i] : 0;
-          sums[i] = fma(V(weight), V::load_some(row(j + i, d) + k, d - k), sums[i]);
+          const double* row = matrix + std::min(j + i, features - 1) * d + k;
+          sums[i] = fma(V(weights[j + i]), k + V::width <= d ? V::load(row) : V::load_some(row, d - k), sums[i]);
         }
       const V all = (sums[0] + sums[1]) + (sums[2] + sums[3]);
       (V(scale) * (all - V(total * scale) * V::load(x + k))).store(d_x + k);
@@ -263,9 +274,8 @@ struct favor {
   }
 
  private:
-  static constexpr int block = 4;  // features at a time
+  static constexpr index_t block = 4;  // sums at a time
   static double temper(index_t d) { return std::pow(static_cast<double>(d), -0.25); }
-  const double* row(index_t j, index_t d) const { return matrix + std::min(j, features - 1) * d; }
 };
 
 using feature_maps = type_list<identity, relu, elu1, squared_relu, softmax_map, l2, dpfp, favor>;
