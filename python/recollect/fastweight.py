@@ -196,7 +196,7 @@ def delta_rule(
         phi of keys and queries, a name of `feature_maps()` or a FeatureMap; None is the identity. Its width is K.
     normalize : {'none', 'sum', 'l2', 'attention'}
         Divide phi by its sum or by its length, or divide what is read by z.phi(q) and what is removed by z.phi(k), with
-        z_t = D_t z_{t-1} + phi(k_t). A divisor of 0 makes zeros.
+        z_t = D_t z_{t-1} + phi(k_t). A divisor of 0 makes zeros; one below 1e-31 (float32) or 1e-292 (float64) has no gradient.
     decay : array (..., T) or (..., T, K), optional
         D_t, in (0, 1]: a number for each token or for each channel of phi. The state fades before it is read.
     log_decay : array (..., T) or (..., T, K), optional
