@@ -52,35 +52,50 @@ class SmallDecays {
       }
       load(gradient, k, now);
       for (index_t t = count - 1; t >= first; --t) {
-        if (form_.query) add(c.reader[form_.query_slot()], d.d_out, t, k, now);
-        if (d.small[t]) product(kept -= values_ * P::width, now).store(d.decay + t * wide_keys_ + k);
-        fade(c, t, k, now);
-        if (form_.remove) add(c.reader[0], d.value[form_.solved_slot()], t, k, now);
+        const P found = gather(c, d, t, k, d.small[t] ? kept -= values_ * P::width : nullptr, now);
+        if (d.small[t]) found.store(d.decay + t * wide_keys_ + k);
       }
     }
   }
 
  private:
+  /// A row of a token at the columns k .. k + P::width - 1, and what it is multiplied with.
+  struct Side {
+    P row = P(T(0));
+    const T* values = nullptr;
+  };
+  Side side(const Lying<const T>& rows, const T* values, index_t t, index_t k) const {
+    return {P::load(rows.rows + t * rows.stride + k), values + t * wide_values_};
+  }
+
   /// S_t = D_t S_{t-1} + sum of w y^T over the writers.
   void write(const ChunkRows<T>& c, index_t t, index_t k, T* state) const {
-    fade(c, t, k, state);
-    for (int w = 0; w < form_.writers(); ++w) add(c.writer[w], c.value[w], t, k, state);
-  }
-
-  void fade(const ChunkRows<T>& c, index_t t, index_t k, T* state) const {
     const P decay = P::load(c.decay + t * wide_keys_ + k);
-    for (index_t v = 0; v < values_; ++v) (decay * P::load(state + v * P::width)).store(state + v * P::width);
+    Side w[2];
+    for (int i = 0; i < form_.writers(); ++i) w[i] = side(c.writer[i], c.value[i], t, k);
+    for (index_t v = 0; v < values_; ++v) {
+      P now = decay * P::load(state + v * P::width);
+      if (w[0].values) now = fma(w[0].row, P(w[0].values[v]), now);
+      if (w[1].values) now = fma(w[1].row, P(w[1].values[v]), now);
+      now.store(state + v * P::width);
+    }
   }
 
-  void add(const Lying<const T>& rows, const T* values, index_t t, index_t k, T* state) const {
-    const P row = P::load(rows.rows + t * rows.stride + k);
-    const T* value = values + t * wide_values_;
-    for (index_t v = 0; v < values_; ++v) fma(row, P(value[v]), P::load(state + v * P::width)).store(state + v * P::width);
-  }
-
-  P product(const T* x, const T* y) const {
+  /// G_t = what comes from later + q g^T, whose scalar products with the rows that were met are returned; then D_t G_t + b du^T.
+  P gather(const ChunkRows<T>& c, const ChunkGradients<T>& d, index_t t, index_t k, const T* met, T* gradient) const {
+    const P decay = P::load(c.decay + t * wide_keys_ + k);
+    Side q, b;
+    if (form_.query) q = side(c.reader[form_.query_slot()], d.d_out, t, k);
+    if (form_.remove) b = side(c.reader[0], d.value[form_.solved_slot()], t, k);
     P total(T(0));
-    for (index_t v = 0; v < values_; ++v) total = fma(P::load(x + v * P::width), P::load(y + v * P::width), total);
+    for (index_t v = 0; v < values_; ++v) {
+      P now = P::load(gradient + v * P::width);
+      if (q.values) now = fma(q.row, P(q.values[v]), now);
+      if (met) total = fma(now, P::load(met + v * P::width), total);
+      now = decay * now;
+      if (b.values) now = fma(b.row, P(b.values[v]), now);
+      now.store(gradient + v * P::width);
+    }
     return total;
   }
 
