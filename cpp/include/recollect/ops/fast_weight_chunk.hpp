@@ -54,6 +54,7 @@ class Chunk {
       d.value[w] = take_rows<T>(scratch, count * wide_values_);
     }
     d.coefficients = take_rows<T>(scratch, c.groups * 2 * group * group);
+    if (form_.gated) d.decay = take_rows<T>(scratch, count * wide_keys_), d.small = scratch.take<bool>(count);
     return d;
   }
 

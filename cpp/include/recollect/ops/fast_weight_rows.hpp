@@ -48,6 +48,8 @@ struct ChunkGradients {
   std::array<T*, 2> reader{}, writer{}, value{};
   const T* d_out = nullptr;
   T* coefficients = nullptr;
+  T* decay = nullptr;     // (tokens, K), of tokens with a small decay
+  bool* small = nullptr;  // (tokens): whether they have one
 
   T* square(index_t g, int w) const { return coefficients + (g * 2 + w) * group * group; }
 };

@@ -130,7 +130,7 @@ inline void pass(Strip<T> strip, const Scan<T>& s, index_t column, index_t writt
 #pragma GCC unroll 2
         for (int j = 0; j < Packets; ++j) now[j] = fma(number, value[w][i][j], now[j]);
       }
-    if constexpr (Writing > 0) {
+    if constexpr (Writing > 0 || Fade != fading::none) {
 #pragma GCC unroll 2
       for (int j = 0; j < Packets; ++j) now[j].store(strip.to + j * P::width);
       strip.to += strip.to_stride;
@@ -154,11 +154,12 @@ inline void pass(Strip<T> strip, const Scan<T>& s, index_t column, index_t writt
 template <class T, int Writing, int Reading, fading Fade, int Packets, class Finish>
 inline void scan_step(Strip<T>& strip, const Scan<T>& s, index_t column, index_t i, Finish&& finish) {
   const index_t here = s.backwards ? s.groups - 1 - i : i, before = s.backwards ? here + 1 : here - 1;
+  constexpr bool changes = Writing > 0 || Fade != fading::none;
   if (i == s.groups) {
-    if constexpr (Writing > 0) pass<T, Writing, 0, Fade, Packets>(strip, s, column, before, before);
+    if constexpr (changes) pass<T, Writing, 0, Fade, Packets>(strip, s, column, before, before);
     return;
   }
-  if (i == 0 || Writing == 0) {
+  if (i == 0 || !changes) {
     if constexpr (Reading > 0) pass<T, 0, Reading, fading::none, Packets>(strip, s, column, here, here);
   } else {
     pass<T, Writing, Reading, Fade, Packets>(strip, s, column, before, here);
@@ -195,7 +196,7 @@ void scan_strips(const Scan<T>& s, Place&& place, Finish&& finish) {
 template <class T, class Place, class Finish>
 void scan_states(const Scan<T>& s, Place&& place, Finish&& finish) {
   const auto with_fade = [&]<int Writing, int Reading>() {
-    if (s.fade == fading::none || Writing == 0)
+    if (s.fade == fading::none)
       scan_strips<T, Writing, Reading, fading::none>(s, place, finish);
     else if (s.fade == fading::rows)
       scan_strips<T, Writing, Reading, fading::rows>(s, place, finish);
