@@ -10,9 +10,12 @@ from numpy.typing import NDArray
 
 from . import _array, _checks, _feature_map
 from . import _fastweight as core
+from ._core import core as compiled
 from ._feature_map import FeatureMap
 
 Array = NDArray[Any]
+
+_NOTHING: dict[str, Any] = {**dict.fromkeys(core.NAMES), "scale": np.array(1.0)}
 
 
 class Form(NamedTuple):
@@ -61,26 +64,40 @@ class Form(NamedTuple):
         phi = [self.phi.name, self.phi.normalize, self.phi.nu]
         return {**self._asdict(), "phi": phi, "shape": list(self.shape), "dtype": self.dtype.name}
 
-    def problem(self, who: str, given: dict[str, Array], fading: dict[str, Array] | None = None) -> core.Problem:
-        """Operands and decays as the core takes them."""
-        divided = {"sum": "outputs", "delta": "outputs_and_removals"}[self.rule]
-        rule = core.Rule(who, self.rule, divided if self.normalize == "attention" else "none")
-        decay, log_decay = ((fading or {}).get(name) for name in ("decay", "log_decay"))
-        return core.problem(rule, given, feature_map=self.phi, decay=decay, log_decay=log_decay)
+    def divides(self) -> str:
+        """What is divided by z.phi, as the core calls it."""
+        if self.normalize != "attention":
+            return "none"
+        return "outputs" if self.rule == "sum" else "outputs_and_removals"
+
+    def run(self, who: str, out: Array | None, out_state: Array | None, given: dict[str, Array]) -> None:
+        """One call of the core, with everything in the shapes and the dtype that it takes: nothing else is asked here."""
+        arrays = dict(_NOTHING)
+        for name, array in given.items():
+            by_token = array.ndim == len(self.shape) + 1
+            arrays[name if "decay" not in name else "decay" if by_token else "channel_decay"] = array
+        options = (who, self.rule, self.divides(), "log_decay" in given, core.DEFAULT_CHUNK)
+        compiled.fast_weight(**arrays, feature_map=self.phi.choice(), options=options, out=out, out_state=out_state)
 
     def empty(self) -> Array:
         """The state of a memory that nothing was written to."""
+        rule = core.Rule("FastWeightMemory", self.rule, self.divides())
         nothing = {"key": np.zeros((*self.shape, 0, self.d), self.dtype)}
         nothing["value"] = np.zeros((*self.shape, 0, self.values), self.dtype)
         if self.rule == "delta":
             nothing["beta"] = np.zeros((*self.shape, 0), self.dtype)
-        p = self.problem("FastWeightMemory", nothing)
+        p = core.problem(rule, nothing, feature_map=self.phi)
         state = core.room_for_state(p, None)
         core.run(p, None, state)
         return state
 
     def tokens(self, who: str, name: str, given: Any, width: int, count: int | None = None) -> tuple[Array, bool]:
         """`given` as (*shape, T, width), and whether it was a single token."""
+        plain = type(given) is np.ndarray and given.dtype is self.dtype
+        if plain and given.shape == (*self.shape, width) and count in (None, 1):
+            return given[
+                ..., None, :
+            ], True  # the common case; a step of a small memory costs about as much as what follows
         array = _checks.convert(_array.floating(who, name, given, halves=True), self.dtype, name, who)
         one = array.ndim == len(self.shape) + 1
         rows = array[..., None, :] if one else array

@@ -10,7 +10,6 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from . import _fastweight as core
 from ._fastweight_files import load_memory, save_memory
 from ._fastweight_form import Form
 from ._feature_map import FeatureMap
@@ -219,8 +218,9 @@ class FastWeightMemory:
         """What ``query`` (*shape, d) or (*shape, n, d) retrieves: (*shape, V) or (*shape, n, V). ValueError: a wrong shape."""
         who = "FastWeightMemory.read"
         rows, one = self._form.tokens(who, "query", query, self._form.d)
+        out = np.empty((*rows.shape[:-1], self._form.values), self._form.dtype)
         with self._lock:
-            out: Array = core.apply(self._form.problem(who, {"query": rows, "state": self._state}), None, False)
+            self._form.run(who, out, None, {"query": rows, "state": self._state})
         return out[..., 0, :] if one else out
 
     def rank(self, tol: float | None = None) -> npt.NDArray[np.int64]:
@@ -295,10 +295,11 @@ class FastWeightMemory:
             for argument, number in (("decay", decay), ("log_decay", log_decay))
             if number is not None
         }
+        out = None if query is None else np.empty((*rows.shape[:-1], form.values), form.dtype)
+        if len(fading) == 2:
+            raise ValueError(f"{who}: decay and log_decay are both given; expected one of them")
         with self._lock:
-            p = form.problem(who, {**given, "state": self._state}, fading)
-            out = None if query is None else np.empty(p.out_shape(), p.dtype)
-            core.run(p, out, core.room_for_state(p, self._state))
+            form.run(who, out, self._state, {**given, **fading, "state": self._state})
             if form.rule == "sum":
                 for argument, number in fading.items():
                     self._kept = self._kept * _faded(number, argument == "log_decay", self._kept.ndim)

@@ -68,8 +68,8 @@ class Chunk {
 
   /// S before the chunk to S after it. Of y and u only what the next group needs is kept. `ahead(g, column)` is called between the groups
   /// of a strip: it can ask for memory that a later chunk will need.
-  template <class Place, class Ahead>
-  void forward(const ChunkRows<T>& c, Place&& place, Ahead&& ahead) const {
+  template <class Ahead>
+  void forward(const ChunkRows<T>& c, T* state, Ahead&& ahead) const {
     Scan<T> s = natural(c);
     s.writing = form_.writers();
     s.reading = form_.readers();
@@ -79,7 +79,7 @@ class Chunk {
       s.writers[0] = {faded_writer(c, 0).rows, faded_writer(c, 0).stride, c.given.rows, c.given.stride};
     for (int r = 0; r < form_.readers(); ++r) s.readers[r] = {faded_reader(c, r).rows, faded_reader(c, r).stride, c.read[r], one_group};
     const Complete complete = completion();
-    scan_states(s, place, [&](index_t g, index_t column, int packets) {
+    scan_state(s, state, [&](index_t g, index_t column, int packets) {
       ahead(g, column);
       for (int j = 0; j < packets; ++j) complete(c, wide_values_, g, column + j * P::width);
     });

@@ -5,6 +5,7 @@
 
 #include "recollect/ops/fast_weight_chunk.hpp"
 #include "recollect/ops/fast_weight_decay.hpp"
+#include "recollect/ops/fast_weight_step.hpp"
 #include "recollect/ops/fast_weight_token_gradients.hpp"
 #include "recollect/ops/fast_weight_tokens.hpp"
 
@@ -47,28 +48,27 @@ class SequenceScan {
     TokenRows<T> rows = tokens.make(scratch, std::min(p_.chunk, count_));
     const Normaliser<T> normaliser = make_normaliser(scratch);
     load_normaliser(from.state, normaliser);
-    const bool in_place = count_ > 0 && count_ <= std::min(group, p_.chunk) && lies_ready(from.state) && lies_ready(to.state);
-    T* state = in_place ? nullptr : scratch.take<T>(keys_ * wide_values_);
-    if (!in_place) load_state(from.state, state);
+    const bool single = count_ == 1 && !to.checkpoints && from.state && from.state.inner == 1 && (!to.state || to.state.inner == 1);
+    T* state = single ? nullptr : scratch.take<T>(keys_ * wide_values_);
+    if (!single) load_state(from.state, state);
     for (index_t first = 0; first < count_; first += p_.chunk) {
       const index_t count = std::min(p_.chunk, count_ - first);
       ChunkRows<T> c = in_groups(room, count);
-      if (to.checkpoints) save(in_place ? nullptr : state, from.state, normaliser, to.checkpoints + first / p_.chunk * keys_ * columns_);
+      if (to.checkpoints) save(state, normaliser, to.checkpoints + first / p_.chunk * keys_ * columns_);
       tokens.load(first, count, false, c, rows, normaliser);
       const bool out_lies = lies(to.out, count), written_lies = lies(to.written, count);
       c.out = out_lies ? Lying<T>{&to.out.at(first), to.out.time} : Lying<T>{rows.out, wide_values_};
       if (to.written) c.written = written_lies ? Lying<T>{&to.written.at(first), to.written.time} : Lying<T>{rows.written, wide_values_};
-      chunk.prepare(c);
-      const auto place = [&](index_t column, index_t width) {
-        if (in_place) return Strip<T>{&from.state.at(0, column), &to.state.at(0, column), from.state.time, to.state.time};
-        T* first_of_strip = state + column * keys_;
-        return Strip<T>{first_of_strip, first_of_strip, width, width};
-      };
-      chunk.forward(c, place, spread(first + p_.chunk, [&](index_t t) {
-                      tokens.fetch(t);
-                      fetch_row(to.out, t, values_);
-                      fetch_row(to.written, t, values_);
-                    }));
+      if (single) {
+        TokenStep<T>(setting.form, c, keys_, values_, from.state, to.state, scratch).run();
+      } else {
+        chunk.prepare(c);
+        chunk.forward(c, state, spread(first + p_.chunk, [&](index_t t) {
+                        tokens.fetch(t);
+                        fetch_row(to.out, t, values_);
+                        fetch_row(to.written, t, values_);
+                      }));
+      }
       for (index_t t = 0; tokens.normalised() && to.out && t < count; ++t) {
         const T divisor = rows.late_divisor[t];
         for (index_t v = 0; divisor != 1 && v < values_; ++v) c.out.rows[t * c.out.stride + v] /= divisor;
@@ -78,7 +78,7 @@ class SequenceScan {
         store_row(rows.written + t * wide_values_, values_, to.written, first + t);
     }
     if (!to.state) return;
-    if (!in_place) store_state(state, to.state);
+    if (!single) store_state(state, to.state);
     store_normaliser(normaliser, to.state);
   }
 
@@ -161,9 +161,6 @@ class SequenceScan {
   /// Whether whole groups of rows can be written where they belong.
   bool lies(const Rows<T>& rows, index_t count) const { return rows && rows.inner == 1 && values_ == wide_values_ && count % group == 0; }
 
-  /// Whether the scan can read and write a caller's state where it lies.
-  bool lies_ready(const auto& state) const { return state && state.inner == 1 && values_ == wide_values_; }
-
   /// f(row, column, width, place) for every row of every strip; the width is what of the strip is not padding.
   template <class Pointer, class F>
   static void each_strip_row(Pointer state, index_t rows, index_t columns, F&& f) {
@@ -235,13 +232,9 @@ class SequenceScan {
     for (index_t k = 0; from.c && k < keys_; ++k) state.at(k, values_ + 1) = from.z[k] == 0 ? T(0) : from.c[k];
   }
 
-  void save(const T* state, const Rows<const T>& given, Normaliser<T> normaliser, T* to) const {
+  void save(const T* state, Normaliser<T> normaliser, T* to) const {
     const Rows<T> rows{to, columns_, 1};
-    if (state)
-      store_state(state, rows);
-    else
-      for (index_t k = 0; k < keys_; ++k)
-        for (index_t v = 0; v < values_; ++v) rows.at(k, v) = given.at(k, v);
+    store_state(state, rows);
     store_normaliser(normaliser, rows);
   }
 
