@@ -208,19 +208,27 @@ for _op in ("delta", "linear"):
         peer(f"{_op}_gradient", f"torch-chunk{_size}")(_gradient_peer(_size))
 
 
-@peer("favor", "torch-quadratic")
-def _quadratic(case, x):
+def _quadratic(x, query, key, value):
     """All weights at once, without a maximum taken out."""
     import torch
 
-    query, key, value, _ = _tensors(x)
     matrix = torch.from_numpy(x.matrix).to(query.dtype)
+    weights = (_favor(query, matrix, torch.exp, torch.cat) @ _favor(key, matrix, torch.exp, torch.cat).mT).tril()
+    return weights @ value / weights.sum(-1, keepdim=True)
 
-    def run():
-        weights = (_favor(query, matrix, torch.exp, torch.cat) @ _favor(key, matrix, torch.exp, torch.cat).mT).tril()
-        return weights @ value / weights.sum(-1, keepdim=True)
 
-    return run
+@peer("favor", "torch-quadratic")
+def _favor_peer(case, x):
+    tensors = _tensors(x)[:3]
+    return lambda: _quadratic(x, *tensors)
+
+
+@peer("favor_gradient", "torch-quadratic")
+def _favor_gradient_peer(case, x):
+    import torch
+
+    tensors, d_out = _tensors(x, grad=True)[:3], torch.from_numpy(x.d_out)
+    return lambda: torch.autograd.grad(_quadratic(x, *tensors), tensors, d_out)
 
 
 @peer("delta", "torch-loop")

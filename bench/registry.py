@@ -355,7 +355,7 @@ CASES = (
         )
     ),
     Case("favor", dict(H=4, T=1024, d=64, m=256), ("torch-quadratic",), "fma"),
-    Case("favor_gradient", dict(H=4, T=1024, d=64, m=256), (), "fma"),
+    Case("favor_gradient", dict(H=4, T=1024, d=64, m=256), ("torch-quadratic",), "fma"),
     Case(
         "delta_step", dict(H=4096, T=1, d=64), ("torch-step",), "bandwidth", targets={"torch-step": 20.0}, of_limit=0.8
     ),

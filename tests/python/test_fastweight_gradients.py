@@ -255,6 +255,18 @@ def test_gradients_behind_denominators_of_any_size(rng, dtype, power):
             fw.check_gradients(op, o | fading, dtype, rng, factor=power)
 
 
+@pytest.mark.parametrize("name", ["sum, normalised", "delta, attention"])
+@pytest.mark.parametrize("strength", [1, 5, 30, 200])
+def test_what_fades_through_all_small_numbers_stays_a_number(rng, dtype, name, strength):
+    """Channels that forget at different times: denominators pass every size down to 0 while rows beside them are large."""
+    for _ in range(30):
+        op, o = variants(rng, dtype, 70)[name]
+        o |= {"feature_map": "relu", "log_decay": -rng.exponential(strength, (70, 6)).astype(dtype)}
+        (out, state), pullback = fw.vjp(op, o, return_state=True)
+        got = pullback((fw.draw(rng, dtype, *out.shape), fw.draw(rng, dtype, *state.shape)))
+        assert np.isfinite(out).all() and all(np.isfinite(g).all() for g in got)
+
+
 # ----------------------------------------------------------------------------------------------------- other witnesses
 
 

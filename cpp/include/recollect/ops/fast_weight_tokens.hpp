@@ -71,7 +71,7 @@ class Tokens : TokenSetting<T> {
         if (form.erase) load_row(from.a, first + t, map.width(), rows.writer[1] + here);
       }
       if (form.query && !query_lies && !logarithmic()) mapped(from.query, first + t, x, rows.query + here);
-      if (form.remove && !c.removes_key) load_removal(first + t, t, c, rows);
+      if (form.remove && !c.removes_key) load_removal(first + t, t, plainly, c, rows);
       if (normalised()) normalise(t, plainly, c, rows);
       if (form.query && scaled() && !query_lies)
         scale_row(rows.query + here, normalised() ? scale * rows.of_output[t] : scale, rows.reader[form.query_slot()] + here);
@@ -132,9 +132,9 @@ class Tokens : TokenSetting<T> {
     for (index_t k = 0; form.write && k < wide; ++k) now[k] += rows.key[here + k];
     if (!form.query) return;
     const T divisor = product(now, rows.query + here);
-    rows.late_divisor[t] = 1;
-    rows.of_output[t] = plainly ? differentiable_inverse(divisor) : inverse(divisor);
-    if (std::isinf(rows.of_output[t])) rows.of_output[t] = 1, rows.late_divisor[t] = divisor;
+    const bool whole = invertible(divisor);
+    rows.of_output[t] = whole ? 1 / divisor : T(divisor != 0 && !plainly);
+    rows.late_divisor[t] = whole || divisor == 0 ? T(1) : divisor;
   }
 
   /// D_t z_{t-1}, in the place of z_t.
@@ -144,16 +144,15 @@ class Tokens : TokenSetting<T> {
     for (index_t k = 0; k < wide; ++k) now[k] = form.gated ? c.decay[here + k] * now[k - wide] : now[k - wide];
   }
 
-  static T inverse(T divisor) { return divisor == 0 ? T(0) : 1 / divisor; }
-
-  /// A gradient that is divided by next to nothing is no number; nor is what it is multiplied with on its way.
-  static T differentiable_inverse(T divisor) {
+  /// Whether a row may be multiplied by the inverse: with less, an output is divided when all else is done, and a gradient, which would
+  /// be multiplied on its way by what is no number, is 0.
+  static bool invertible(T divisor) {
     constexpr T smallest = std::numeric_limits<T>::min() / std::numeric_limits<T>::epsilon();
-    return std::abs(divisor) < smallest ? T(0) : 1 / divisor;
+    return !(std::abs(divisor) < smallest);
   }
 
   /// b_t = -D_t key, divided by (D_t z_{t-1}) . key where removals are.
-  void load_removal(index_t at, index_t t, const ChunkRows<T>& c, const TokenRows<T>& rows) const {
+  void load_removal(index_t at, index_t t, bool plainly, const ChunkRows<T>& c, const TokenRows<T>& rows) const {
     const index_t here = t * wide;
     T* b = rows.reader[0] + here;
     if (!delta()) return load_row(from.b, at, map.width(), b);
@@ -165,8 +164,10 @@ class Tokens : TokenSetting<T> {
     if (!divides_removals()) return;
     fade_normaliser(t, c, rows);
     const T divisor = product(rows.normaliser + here, rows.key + here);
-    rows.of_removal[t] = differentiable_inverse(divisor);
-    for (index_t k = 0; k < wide; ++k) b[k] = divisor == 0 ? T(0) : b[k] / divisor;  // the inverse may be more than the type holds
+    const bool whole = invertible(divisor), none = divisor == 0 || (plainly && !whole);
+    rows.of_removal[t] = whole ? 1 / divisor : T(0);
+    constexpr T most = std::numeric_limits<T>::max();  // a number beyond it is multiplied with a row of S that is all but 0
+    for (index_t k = 0; k < wide; ++k) b[k] = none ? T(0) : std::clamp(b[k] / divisor, -most, most);
   }
 
   void clear_token(index_t t, const ChunkRows<T>& c, const TokenRows<T>& rows) const {
