@@ -1,0 +1,136 @@
+"""Which rule can replace a value (Schlag et al. 2021, https://arxiv.org/abs/2102.11174, section 6.1, setting 2).
+
+    python -m bench.experiments.replacement replacement-results            # small: some minutes on two cores
+    python -m bench.experiments.replacement replacement-results --paper    # S = 20, 40, ... 200; hours
+
+Of S keys and S values, 2 S pairs are drawn with replacement and written one after the other; then every key that came is looked up and
+has to give its last value (see `retrieval`). Rules, for features phi that are divided by their sum, S the state:
+
+    sum      attention without softmax: S += phi(k) v^T, z += phi(k), read S^T phi(q) / (z . phi(q))
+    gated    S <- (1 - beta) S + beta phi(k) v^T, read S^T phi(q): every key forgets     (Peng et al. 2021)
+    delta    S += beta phi(k) (v - S^T phi(k))^T, read S^T phi(q): the key that is written forgets
+
+Order is nothing to the sum rule; the best that it can read is the average of a key's values, and the floor beside its losses
+is the loss of that. The other rules have the floor 0. Written are a table, JSON (options, seed, curves) and a plot.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import recollect as rc
+
+from .pullbacks import sigmoid
+from .retrieval import Retrieval, average_floor, chance
+from .sweep import report, sizes, sweep
+from .training import descend, settings
+
+MAPS = {"elu1": "elu1", "DPFP-1": rc.fastweight.dpfp(1)}
+
+
+def total(phi):
+    """The sum rule as a memory for `Retrieval`."""
+
+    def memory(query, key, value, logit):
+        out, pullback = rc.vjp(rc.fastweight.linear_attention, query, key, value, feature_map=phi, causal=False)
+
+        def back(d):
+            found = pullback(d)
+            return found.query, found.key, None
+
+        return out, back
+
+    return memory
+
+
+def written(phi, write):
+    """A memory whose state is written token after token, then read once for each query. `write(features, value, logit)` returns the state
+    after the last token and a pullback to the gradients of features and logit."""
+
+    def memory(query, key, value, logit):
+        asked, back_query = rc.vjp(rc.fastweight.feature_map, query, phi, normalize="sum")
+        features, back_key = rc.vjp(rc.fastweight.feature_map, key, phi, normalize="sum")
+        state, back_state = write(features, value, logit)
+
+        def back(d):
+            d_asked = (d @ state.swapaxes(-1, -2)).sum(axis=0)
+            d_features, d_logit = back_state(asked.T @ d)
+            return back_query(d_asked).x, back_key(d_features).x, d_logit
+
+        return asked @ state, back
+
+    return memory
+
+
+def gated(features, value, logit):
+    beta, back_beta = sigmoid(logit)
+    op, operands = rc.fastweight.linear_attention, (features, features, beta[..., None] * value)
+    log_kept = np.minimum(-logit, 0) - np.log1p(np.exp(-np.abs(logit)))  # log(1 - beta), exact where beta is nearly 1
+    (out, state), pullback = rc.vjp(op, *operands, feature_map=None, normalize=False, log_decay=log_kept, return_state=True)
+
+    def back(d_state):
+        found = pullback((np.zeros_like(out), d_state))
+        return found.key, back_beta((found.value * value).sum(axis=-1)) - found.log_decay * beta
+
+    return state, back
+
+
+def delta(features, value, logit):
+    beta, back_beta = sigmoid(logit)
+    (out, state), pullback = rc.vjp(rc.fastweight.delta_rule, features, features, value, beta, return_state=True)
+
+    def back(d_state):
+        found = pullback((np.zeros_like(out), d_state))
+        return found.key, back_beta(found.beta)
+
+    return state, back
+
+
+def memories():
+    """Name -> memory."""
+    kinds = {"sum": total, "gated": lambda phi: written(phi, gated), "delta": lambda phi: written(phi, delta)}
+    return {f"{rule}, {name}": kind(phi) for rule, kind in kinds.items() for name, phi in MAPS.items()}
+
+
+def draw(rng, batch, size):
+    """2 S keys and values, with replacement: (B, 2 S) and (B, 2 S)."""
+    return rng.integers(0, size, (2, batch, 2 * size))
+
+
+def train(name, o):
+    rng = np.random.default_rng(o.seed)
+    model, memory = Retrieval(o.size, o.width, rng), memories()[name]
+
+    def batch():
+        loss, pullback = model.loss(memory, *draw(rng, o.batch, o.size))
+        return loss, pullback()
+
+    def judge():
+        return model.loss(memory, *draw(np.random.default_rng([o.seed, 1]), o.judged, o.size))[0]
+
+    floor = average_floor(2 * o.size, o.size) if name.startswith("sum") else 0.0
+    found = descend(f"{name}, S={o.size}", o, model.parameters, batch, judge, o.enough, o.patience)
+    return {"floor": floor} | found
+
+
+def options(arguments=None):
+    parser = argparse.ArgumentParser(prog="python -m bench.experiments.replacement", description=__doc__.split("\n\n")[0])
+    parser.add_argument("directory", type=Path, help="where results are kept")
+    parser.add_argument("--paper", action="store_true", help="S = 20, 40, ... 200, 32 sequences a step, no limit of time")
+    parser.add_argument("--only", default="", help="memories whose name contains this")
+    return settings(parser, arguments, (
+        ("sizes", sizes, (20, 40, 80), tuple(range(20, 201, 20)), "S, with commas"), ("width", int, 64, 64, "of keys"),
+        ("batch", int, 8, 32, "sequences a step"), ("steps", int, 5000, 100_000, "at most"), ("seconds", float, 18, 1e9, "a result, at most"),
+        ("rate", float, 5e-3, 1e-3, "of Adam"), ("judged", int, 100, 100, "sequences to judge by"), ("every", int, 50, 100, "steps, judged"),
+        ("enough", float, 1e-3, 1e-3, "a loss that ends training"), ("patience", int, 400, 1000, "steps without progress that end training"),
+        ("seed", int, 0, 0, ""),
+    ))  # fmt: skip
+
+
+def main(arguments=None):
+    o = options(arguments)
+    report(o, sweep(o, memories(), train), "replacement", "mean loss (floor)", {"chance": chance})
+
+
+if __name__ == "__main__":
+    main()
