@@ -78,7 +78,9 @@ def train(name, o):
 def options(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m bench.experiments.capacity", description=__doc__.split("\n\n")[0])
     parser.add_argument("directory", type=Path, help="where results are kept")
-    parser.add_argument("--paper", action="store_true", help="S = 20, 40, ... 600, 32 sequences a step, no limit of time")
+    parser.add_argument(
+        "--paper", action="store_true", help="S = 20, 40, ... 600, 32 sequences a step, no limit of time"
+    )
     parser.add_argument("--only", default="", help="memories whose name contains this")
     return settings(parser, arguments, (
         ("sizes", sizes, (40, 80, 160, 320), tuple(range(20, 601, 20)), "S, with commas"), ("width", int, 64, 64, "of keys"),
@@ -95,7 +97,9 @@ def main(arguments=None):
     report(o, results, "capacity", "mean loss (floor: rank)", {"chance": chance})
     if results:
         closest = min(results, key=lambda r: r["loss"] - r["floor"])
-        print(f"nearest to its floor: {closest['model']}, S={closest['size']}, {closest['loss'] - closest['floor']:.2g} above it")
+        print(
+            f"nearest to its floor: {closest['model']}, S={closest['size']}, {closest['loss'] - closest['floor']:.2g} above it"
+        )
 
 
 if __name__ == "__main__":

@@ -66,7 +66,9 @@ def gated(features, value, logit):
     beta, back_beta = sigmoid(logit)
     op, operands = rc.fastweight.linear_attention, (features, features, beta[..., None] * value)
     log_kept = np.minimum(-logit, 0) - np.log1p(np.exp(-np.abs(logit)))  # log(1 - beta), exact where beta is nearly 1
-    (out, state), pullback = rc.vjp(op, *operands, feature_map=None, normalize=False, log_decay=log_kept, return_state=True)
+    (out, state), pullback = rc.vjp(
+        op, *operands, feature_map=None, normalize=False, log_decay=log_kept, return_state=True
+    )
 
     def back(d_state):
         found = pullback((np.zeros_like(out), d_state))
@@ -114,9 +116,13 @@ def train(name, o):
 
 
 def options(arguments=None):
-    parser = argparse.ArgumentParser(prog="python -m bench.experiments.replacement", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.experiments.replacement", description=__doc__.split("\n\n")[0]
+    )
     parser.add_argument("directory", type=Path, help="where results are kept")
-    parser.add_argument("--paper", action="store_true", help="S = 20, 40, ... 200, 32 sequences a step, no limit of time")
+    parser.add_argument(
+        "--paper", action="store_true", help="S = 20, 40, ... 200, 32 sequences a step, no limit of time"
+    )
     parser.add_argument("--only", default="", help="memories whose name contains this")
     return settings(parser, arguments, (
         ("sizes", sizes, (20, 40, 80), tuple(range(20, 201, 20)), "S, with commas"), ("width", int, 64, 64, "of keys"),

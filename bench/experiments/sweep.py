@@ -37,7 +37,10 @@ def table(o, results, title, lines):
         mine = [r for r in results if r["model"] == name]
         cells = "".join(f"{r['loss']:7.4f}{' ' if r['converged'] else '*'}({r['floor']:.4f})".rjust(17) for r in mine)
         rows.append(f"{name:28s}{cells}{sum(r['seconds'] for r in mine):9.0f}")
-    rows += [f"{name:28s}" + "".join(f"{line(size):7.4f}".rjust(8) + " " * 9 for size in o.sizes) for name, line in lines.items()]
+    rows += [
+        f"{name:28s}" + "".join(f"{line(size):7.4f}".rjust(8) + " " * 9 for size in o.sizes)
+        for name, line in lines.items()
+    ]
     return "\n".join([*rows, "* cut off before it converged"])
 
 
