@@ -10,15 +10,12 @@ the paper, so that it has to be what it estimates, softmax attention, and other 
 (options, seed, curves) and a plot; a result whose JSON is there is not made again.
 """
 
-import argparse
-from pathlib import Path
-
 import numpy as np
 import recollect as rc
 
-from .retrieval import Retrieval, chance, rank_floor
-from .sweep import report, sizes, sweep
-from .training import descend, settings
+from . import sweep
+from .retrieval import chance, rank_floor, train_retrieval
+from .sweep import sizes
 
 
 def memories(o):
@@ -58,43 +55,22 @@ def draw(rng, batch, size):
 
 def train(name, o):
     features, feature_map = memories(o)[name]
-    rng = np.random.default_rng(o.seed)
-    model = Retrieval(o.size, o.width, rng)
-    memory = reader(feature_map, rng)
-
-    def batch():
-        loss, pullback = model.loss(memory, *draw(rng, o.batch, o.size))
-        return loss, pullback()
-
-    def judge():
-        judge_rng = np.random.default_rng([o.seed, 1])
-        pairs = draw(judge_rng, o.judged, o.size)
-        return model.loss(reader(feature_map, judge_rng), *pairs)[0]
-
-    found = descend(f"{name}, S={o.size}", o, model.parameters, batch, judge, o.enough, o.patience)
+    found = train_retrieval(f"{name}, S={o.size}", o, lambda rng: reader(feature_map, rng), draw)
     return {"floor": rank_floor(features, o.size)} | found
 
 
 def options(arguments=None):
-    parser = argparse.ArgumentParser(prog="python -m bench.experiments.capacity", description=__doc__.split("\n\n")[0])
-    parser.add_argument("directory", type=Path, help="where results are kept")
-    parser.add_argument(
-        "--paper", action="store_true", help="S = 20, 40, ... 600, 32 sequences a step, no limit of time"
-    )
-    parser.add_argument("--only", default="", help="memories whose name contains this")
-    return settings(parser, arguments, (
-        ("sizes", sizes, (40, 80, 160, 320), tuple(range(20, 601, 20)), "S, with commas"), ("width", int, 64, 64, "of keys"),
-        ("batch", int, 4, 32, "sequences a step"), ("steps", int, 5000, 100_000, "at most"), ("seconds", float, 12, 1e9, "a result, at most"),
-        ("rate", float, 5e-3, 1e-3, "of Adam"), ("judged", int, 20, 20, "sequences to judge by"), ("every", int, 50, 100, "steps, judged"),
-        ("enough", float, 1e-3, 1e-3, "a loss that ends training"), ("patience", int, 400, 1000, "steps without progress that end training"),
-        ("seed", int, 0, 0, ""),
+    paper = "S = 20, 40, ... 600, 32 sequences a step, no limit of time"
+    return sweep.options("capacity", __doc__.split("\n\n")[0], paper, arguments, (
+        ("sizes", sizes, (40, 80, 160, 320), tuple(range(20, 601, 20)), "S, with commas"), ("batch", int, 4, 32, "sequences a step"),
+        ("seconds", float, 12, 1e9, "a result, at most"), ("judged", int, 20, 20, "sequences to judge by"),
     ))  # fmt: skip
 
 
 def main(arguments=None):
     o = options(arguments)
-    results = sweep(o, memories(o), train)
-    report(o, results, "capacity", "mean loss (floor: rank)", {"chance": chance})
+    results = sweep.results(o, memories(o), train)
+    sweep.report(o, results, "capacity", "mean loss (floor: rank)", {"chance": chance})
     if results:
         closest = min(results, key=lambda r: r["loss"] - r["floor"])
         print(

@@ -14,16 +14,13 @@ Order is nothing to the sum rule; the best that it can read is the average of a 
 is the loss of that. The other rules have the floor 0. Written are a table, JSON (options, seed, curves) and a plot.
 """
 
-import argparse
-from pathlib import Path
-
 import numpy as np
 import recollect as rc
 
+from . import sweep
 from .pullbacks import sigmoid
-from .retrieval import Retrieval, average_floor, chance
-from .sweep import report, sizes, sweep
-from .training import descend, settings
+from .retrieval import average_floor, chance, train_retrieval
+from .sweep import sizes
 
 MAPS = {"elu1": "elu1", "DPFP-1": rc.fastweight.dpfp(1)}
 
@@ -100,42 +97,21 @@ def draw(rng, batch, size):
 
 
 def train(name, o):
-    rng = np.random.default_rng(o.seed)
-    model, memory = Retrieval(o.size, o.width, rng), memories()[name]
-
-    def batch():
-        loss, pullback = model.loss(memory, *draw(rng, o.batch, o.size))
-        return loss, pullback()
-
-    def judge():
-        return model.loss(memory, *draw(np.random.default_rng([o.seed, 1]), o.judged, o.size))[0]
-
     floor = average_floor(2 * o.size, o.size) if name.startswith("sum") else 0.0
-    found = descend(f"{name}, S={o.size}", o, model.parameters, batch, judge, o.enough, o.patience)
-    return {"floor": floor} | found
+    return {"floor": floor} | train_retrieval(f"{name}, S={o.size}", o, lambda rng: memories()[name], draw)
 
 
 def options(arguments=None):
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.experiments.replacement", description=__doc__.split("\n\n")[0]
-    )
-    parser.add_argument("directory", type=Path, help="where results are kept")
-    parser.add_argument(
-        "--paper", action="store_true", help="S = 20, 40, ... 200, 32 sequences a step, no limit of time"
-    )
-    parser.add_argument("--only", default="", help="memories whose name contains this")
-    return settings(parser, arguments, (
-        ("sizes", sizes, (20, 40, 80), tuple(range(20, 201, 20)), "S, with commas"), ("width", int, 64, 64, "of keys"),
-        ("batch", int, 8, 32, "sequences a step"), ("steps", int, 5000, 100_000, "at most"), ("seconds", float, 18, 1e9, "a result, at most"),
-        ("rate", float, 5e-3, 1e-3, "of Adam"), ("judged", int, 100, 100, "sequences to judge by"), ("every", int, 50, 100, "steps, judged"),
-        ("enough", float, 1e-3, 1e-3, "a loss that ends training"), ("patience", int, 400, 1000, "steps without progress that end training"),
-        ("seed", int, 0, 0, ""),
+    paper = "S = 20, 40, ... 200, 32 sequences a step, no limit of time"
+    return sweep.options("replacement", __doc__.split("\n\n")[0], paper, arguments, (
+        ("sizes", sizes, (20, 40, 80), tuple(range(20, 201, 20)), "S, with commas"), ("batch", int, 8, 32, "sequences a step"),
+        ("seconds", float, 18, 1e9, "a result, at most"), ("judged", int, 100, 100, "sequences to judge by"),
     ))  # fmt: skip
 
 
 def main(arguments=None):
     o = options(arguments)
-    report(o, sweep(o, memories(), train), "replacement", "mean loss (floor)", {"chance": chance})
+    sweep.report(o, sweep.results(o, memories(), train), "replacement", "mean loss (floor)", {"chance": chance})
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ sequences, each weighing the same.
 import numpy as np
 
 from .pullbacks import linear, lookup, start
+from .training import descend
 
 
 def last_values(keys, values, size):
@@ -63,6 +64,24 @@ class Retrieval:
             return gradients | back_logit(np.zeros_like(logit) if d_logit is None else d_logit[..., None])
 
         return 0.5 * float(np.square(error).sum(dtype=np.float64)) / queries, pullback
+
+
+def train_retrieval(title, o, memory, draw):
+    """Trains a model and judges it by o.judged sequences, always the same. `memory(rng)` is what is between its maps, and
+    `draw(rng, batch, size)` the keys and values of sequences, (B, L) each."""
+    rng = np.random.default_rng(o.seed)
+    model, between = Retrieval(o.size, o.width, rng), memory(rng)
+
+    def batch():
+        loss, pullback = model.loss(between, *draw(rng, o.batch, o.size))
+        return loss, pullback()
+
+    def judge():
+        rng = np.random.default_rng([o.seed, 1])
+        pairs = draw(rng, o.judged, o.size)
+        return model.loss(memory(rng), *pairs)[0]
+
+    return descend(title, o, model.parameters, batch, judge, o.enough, o.patience)
 
 
 def rank_floor(features, size):

@@ -1,8 +1,9 @@
 """A result for each model and each size, as a table and a plot."""
 
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
 
-from .training import kept
+from .training import kept, settings
 
 
 def sizes(text):
@@ -10,15 +11,28 @@ def sizes(text):
     return tuple(int(part) for part in text.split(","))
 
 
-def sweep(o, names, train):
+def options(command, what, paper, arguments, rows):
+    """Those of all sweeps and `rows`, which are as `settings` takes them."""
+    parser = ArgumentParser(prog=f"python -m bench.experiments.{command}", description=what)
+    parser.add_argument("directory", type=Path, help="where results are kept")
+    parser.add_argument("--paper", action="store_true", help=paper)
+    parser.add_argument("--only", default="", help="memories whose name contains this")
+    return settings(parser, arguments, (*rows,
+        ("width", int, 64, 64, "of keys"), ("steps", int, 5000, 100_000, "at most"), ("rate", float, 5e-3, 1e-3, "of Adam, at first"),
+        ("every", int, 50, 100, "steps, judged"), ("enough", float, 1e-3, 1e-3, "a loss that ends training"),
+        ("patience", int, 400, 1000, "steps without progress that end training"), ("seed", int, 0, 0, ""),
+    ))  # fmt: skip
+
+
+def results(o, names, train):
     """train(name, options with `size`), which returns a dict, for all names that --only leaves and all sizes; what is there is kept."""
-    results = []
+    found = []
     for name in (name for name in names if o.only in name):
         for size in o.sizes:
             point = Namespace(**{k: v for k, v in vars(o).items() if k != "sizes"}, size=size)
-            found = kept(point, f"{name} S {size}", lambda name=name, point=point: train(name, point))
-            results.append({"model": name, "size": size} | found)
-    return results
+            one = kept(point, f"{name} S {size}", lambda name=name, point=point: train(name, point))
+            found.append({"model": name, "size": size} | one)
+    return found
 
 
 def report(o, results, stem, title, lines):

@@ -63,7 +63,7 @@ def descend(name, o, parameters, batch, judge, enough=0.0, patience=None):
             continue
         curve.append([step, float(loss), float(judge())])
         judged = [row[2] for row in curve]
-        bar.set_postfix(loss=f"{loss:.4f}", judged=f"{judged[-1]:.4f}")
+        bar.set_postfix(loss=f"{loss:.4f}", judged=f"{judged[-1]:.4f}", refresh=False)
         ago = len(curve) - 1 - patience // o.every if patience else -1
         converged = judged[-1] < enough or (ago >= 0 and min(judged[ago + 1 :]) > 0.99 * min(judged[: ago + 1]))
         if converged or over >= 1:
