@@ -137,8 +137,8 @@ def options(arguments=None):
         ("width", int, 64, 128, "of the model"), ("heads", int, 4, 8, "H"), ("blocks", int, 1, 16, "of memory and feed-forward network"),
         ("inner", int, 256, 2048, "width inside a feed-forward network"), ("embedding", int, 32, 32, "of a byte"),
         ("context", int, 3, 3, "bytes before the current one that are embedded with it"), ("window", int, 256, 256, "bytes that softmax sees"),
-        ("batch", int, 16, 96, "streams"), ("chunk", int, 64, 256, "bytes between stops of the gradient"), ("steps", int, 100_000, 500_000, "at most"),
-        ("seconds", float, 100, 1e9, "a model, at most"), ("rate", float, 4e-3, 2.5e-4, "of Adam"), ("every", int, 200, 1000, "steps, judged"),
+        ("batch", int, 16, 96, "streams"), ("chunk", int, 64, 256, "bytes between stops of the gradient"), ("steps", int, 3000, 500_000, "at most"),
+        ("seconds", float, 150, 1e9, "a model, at most"), ("rate", float, 4e-3, 2.5e-4, "of Adam"), ("every", int, 200, 1000, "steps, judged"),
         ("judged", int, 8192, 8192, "bytes to judge by meanwhile"), ("seed", int, 0, 0, ""),
     ))  # fmt: skip
 

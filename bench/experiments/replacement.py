@@ -7,8 +7,11 @@ Of S keys and S values, 2 S pairs are drawn with replacement and written one aft
 has to give its last value (see `retrieval`). Rules, for features phi that are divided by their sum, S the state:
 
     sum      attention without softmax: S += phi(k) v^T, z += phi(k), read S^T phi(q) / (z . phi(q))
-    gated    S <- (1 - beta) S + beta phi(k) v^T, read S^T phi(q): every key forgets     (Peng et al. 2021)
+    gated    S <- (1 - beta) S + beta phi(k) v^T, read S^T phi(q): every key forgets (Peng et al. 2021)
     delta    S += beta phi(k) (v - S^T phi(k))^T, read S^T phi(q): the key that is written forgets
+
+and "gated, divided", where z <- (1 - beta) z + beta phi(k) is kept too and what is read is divided by z . phi(q): what is old is then as
+large as what is new.
 
 Order is nothing to the sum rule; the best that it can read is the average of a key's values, and the floor beside its losses
 is the loss of that. The other rules have the floor 0. Written are a table, JSON (options, seed, curves) and a plot.
@@ -40,36 +43,55 @@ def total(phi):
     return memory
 
 
-def written(phi, write):
+def written(phi, write, read):
     """A memory whose state is written token after token, then read once for each query. `write(features, value, logit)` returns the state
-    after the last token and a pullback to the gradients of features and logit."""
+    after the last token and a pullback to the gradients of features and logit; `read` takes the product of queries and state."""
 
     def memory(query, key, value, logit):
         asked, back_query = rc.vjp(rc.fastweight.feature_map, query, phi, normalize="sum")
         features, back_key = rc.vjp(rc.fastweight.feature_map, key, phi, normalize="sum")
         state, back_state = write(features, value, logit)
+        out, back_out = read(asked @ state)
 
         def back(d):
-            d_asked = (d @ state.swapaxes(-1, -2)).sum(axis=0)
+            d = back_out(d)
             d_features, d_logit = back_state(asked.T @ d)
-            return back_query(d_asked).x, back_key(d_features).x, d_logit
+            return back_query((d @ state.swapaxes(-1, -2)).sum(axis=0)).x, back_key(d_features).x, d_logit
 
-        return asked @ state, back
+        return out, back
 
     return memory
 
 
+def plain(product):
+    return product, lambda d: d
+
+
+def without_last(product):
+    return product[..., :-1], lambda d: np.concatenate([d, np.zeros_like(d[..., :1])], axis=-1)
+
+
+def divided(product):
+    """By the last column, z . phi(q); zeros where it is 0."""
+    z = product[..., -1:]
+    share = np.divide(1, z, out=np.zeros_like(z), where=z != 0)
+    out = product[..., :-1] * share
+    return out, lambda d: np.concatenate([d, -(d * out).sum(axis=-1, keepdims=True)], axis=-1) * share
+
+
 def gated(features, value, logit):
-    beta, back_beta = sigmoid(logit)
-    op, operands = rc.fastweight.linear_attention, (features, features, beta[..., None] * value)
+    """The state has a column more, z."""
+    beta, back_beta = sigmoid(logit[..., None])
     log_kept = np.minimum(-logit, 0) - np.log1p(np.exp(-np.abs(logit)))  # log(1 - beta), exact where beta is nearly 1
     (out, state), pullback = rc.vjp(
-        op, *operands, feature_map=None, normalize=False, log_decay=log_kept, return_state=True
-    )
+        rc.fastweight.linear_attention, features, beta * features, value,
+        feature_map=None, log_decay=log_kept, return_state=True,
+    )  # fmt: skip
 
     def back(d_state):
         found = pullback((np.zeros_like(out), d_state))
-        return found.key, back_beta((found.value * value).sum(axis=-1)) - found.log_decay * beta
+        d_logit = back_beta((found.key * features).sum(axis=-1, keepdims=True))[..., 0]
+        return beta * found.key, d_logit - found.log_decay * beta[..., 0]
 
     return state, back
 
@@ -87,7 +109,12 @@ def delta(features, value, logit):
 
 def memories():
     """Name -> memory."""
-    kinds = {"sum": total, "gated": lambda phi: written(phi, gated), "delta": lambda phi: written(phi, delta)}
+    kinds = {
+        "sum": total,
+        "gated": lambda phi: written(phi, gated, without_last),
+        "gated, divided": lambda phi: written(phi, gated, divided),
+        "delta": lambda phi: written(phi, delta, plain),
+    }
     return {f"{rule}, {name}": kind(phi) for rule, kind in kinds.items() for name, phi in MAPS.items()}
 
 
