@@ -55,13 +55,11 @@ MEMORIES = {"delta": delta, "sum": total, "softmax": softmax}
 
 
 class Block:
-    def __init__(self, memory, o, rng):
+    def __init__(self, memory, o, rng, dtype):
         D, self.o, self.memory = o.width, o, memory
-        self.norms = {"norm_memory": rc.layers.LayerNorm(D), "norm_feed": rc.layers.LayerNorm(D)}
-        self.parameters = {
-            "qkv": start(rng, D, 3 * D), "strength": start(rng, D, o.heads), "out": start(rng, D, D),
-            "up": start(rng, D, o.inner), "down": start(rng, o.inner, D),
-        }  # fmt: skip
+        self.norms = {name: rc.layers.LayerNorm(D, dtype=dtype) for name in ("norm_memory", "norm_feed")}
+        shapes = {"qkv": (D, 3 * D), "strength": (D, o.heads), "out": (D, D), "up": (D, o.inner), "down": (o.inner, D)}
+        self.parameters = {name: start(rng, *shape, dtype) for name, shape in shapes.items()}
         self.parameters |= {f"{n}.{p}": a for n, norm in self.norms.items() for p, a in norm.parameters.items()}
 
     def _remember(self, x, state):
@@ -114,15 +112,13 @@ class Block:
 
 
 class Model:
-    def __init__(self, name, o, rng):
-        wide = (o.context + 1) * o.embedding
-        self.o, self.norm = o, rc.layers.LayerNorm(o.width)
-        self.blocks = [Block(MEMORIES[name], o, rng) for _ in range(o.blocks)]
-        self.own = {
-            "bytes": start(rng, 256, o.embedding) * 16,
-            "mix": start(rng, wide, o.width),
-            "classes": start(rng, o.width, 256),
-        }
+    def __init__(self, name, o, rng, dtype=np.float32):
+        wide, D = (o.context + 1) * o.embedding, o.width
+        self.o, self.norm = o, rc.layers.LayerNorm(D, dtype=dtype)
+        self.blocks = [Block(MEMORIES[name], o, rng, dtype) for _ in range(o.blocks)]
+        shapes = {"bytes": (256, o.embedding), "mix": (wide, D), "classes": (D, 256)}
+        self.own = {part: start(rng, *shape, dtype) for part, shape in shapes.items()}
+        self.own["bytes"] *= 16  # of size 1
         self.parameters = self.own | {f"norm.{name}": a for name, a in self.norm.parameters.items()}
         self.parameters |= {f"{i}.{name}": a for i, b in enumerate(self.blocks) for name, a in b.parameters.items()}
 

@@ -46,6 +46,6 @@ def cross_entropy(z, targets):
     return float((np.log(total) - right).mean(dtype=np.float64)), pullback
 
 
-def start(rng, rows, columns):
+def start(rng, rows, columns, dtype=np.float32):
     """A weight as it starts: U(-a, a), a = 1 / sqrt(rows)."""
-    return (rng.uniform(-1, 1, (rows, columns)) / np.sqrt(rows)).astype(np.float32)
+    return (rng.uniform(-1, 1, (rows, columns)) / np.sqrt(rows)).astype(dtype)
