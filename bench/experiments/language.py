@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy as np
 
 from .bytes_model import MEMORIES, Model
-from .training import descend, kept, settings
+from .descent import descend
+from .training import kept, settings
 
 
 def text():

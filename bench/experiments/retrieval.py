@@ -12,8 +12,8 @@ sequences, each weighing the same.
 
 import numpy as np
 
+from .descent import descend
 from .pullbacks import linear, lookup, start
-from .training import descend
 
 
 def last_values(keys, values, size):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import recollect as rc
 
-from bench.experiments import bytes_model, capacity, language, replacement, retrieval, training
+from bench.experiments import bytes_model, capacity, descent, language, replacement, retrieval
 
 SWEEP = [
     "--sizes",
@@ -278,7 +278,7 @@ def test_training_ends_when_it_has_converged_or_time_is_up():
     def run(judged, **limits):
         o = SimpleNamespace(**{"rate": 0.1, "steps": 100, "seconds": 1e6, "every": 10} | limits)
         x, losses = {"x": np.ones(2)}, iter(judged)
-        return training.descend("", o, x, lambda: (1.0, {"x": x["x"].copy()}), lambda: next(losses), 0.5, 30)
+        return descent.descend("", o, x, lambda: (1.0, {"x": x["x"].copy()}), lambda: next(losses), 0.5, 30)
 
     falls = [10 * 0.9**i for i in range(10)]
     cases = (
