@@ -16,7 +16,7 @@ from .pullbacks import cross_entropy, linear, lookup, sigmoid, start
 def delta(q, k, v, logit, state, o):
     beta, back_beta = sigmoid(logit)
     (out, state), pullback = rc.vjp(
-        rc.fastweight.delta_rule, q, k, v, beta, feature_map="dpfp1", normalize="sum", state=state, return_state=True
+        rc.fastweight.delta_rule, q, k, v, beta, feature_map="elu1", normalize="sum", state=state, return_state=True
     )
 
     def back(d):

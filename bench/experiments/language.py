@@ -7,8 +7,8 @@ section 6.3, whose WikiText-103 is too large for this).
 The text is the one that comes with Python, `pydoc_data.topics` (it differs a little from version to version); its end is kept from training.
 Each model is blocks of a memory and a feed-forward network on the embeddings of the last few bytes, and differs in the memory only:
 
-    delta      the delta rule, DPFP-1 features divided by their sum
-    sum        linear attention, elu + 1, divided by its normaliser
+    delta      the delta rule, features elu + 1 divided by their sum
+    sum        linear attention, features elu + 1, what is read divided by its normaliser
     softmax    attention over the last `window` bytes
 
 Contiguous streams of the text are read chunk by chunk. Gradients stop at the border of a chunk; the state goes on, and is
