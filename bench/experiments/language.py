@@ -104,8 +104,9 @@ def table(results, n_grams):
         lines.append(f"{name:24s}{np.exp(loss):10.3f}{loss / np.log(2):8.3f}")
     for r in results:
         cells = "".join(f"{np.exp(r[way]):10.3f}{r[way] / np.log(2):8.3f}" for way in ("carried", "reset"))
-        lines.append(f"{r['model']:24s}{cells}{r['steps']:8d}{r['seconds']:9.0f}")
-    return "\n".join(lines)
+        mark = "*" if r["steps"] < r["options"]["steps"] else " "
+        lines.append(f"{r['model']:24s}{cells}{r['steps']:8d}{mark}{r['seconds']:8.0f}")
+    return "\n".join([*lines, "* cut off by --seconds"])
 
 
 def plot(results, n_grams, path):
