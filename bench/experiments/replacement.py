@@ -72,9 +72,9 @@ def without_last(product):
 
 
 def divided(product):
-    """By the last column, z . phi(q); zeros where that is next to nothing, and 1/z would be too large to train with."""
+    """By the last column, z . phi(q); zeros where that is next to nothing: 1/z would be too large to train with."""
     z = product[..., -1:]
-    share = np.divide(1, z, out=np.zeros_like(z), where=z > 1e-6)
+    share = np.divide(1, z, out=np.zeros_like(z), where=z > 1e-12)
     out = product[..., :-1] * share
     return out, lambda d: np.concatenate([d, -(d * out).sum(axis=-1, keepdims=True)], axis=-1) * share
 
