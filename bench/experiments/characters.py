@@ -1,0 +1,88 @@
+"""A language model of characters, with the models of Ke et al. 2018, https://arxiv.org/abs/1809.03702.
+
+    python -m bench.experiments.characters results            # small: some minutes on two cores
+    python -m bench.experiments.characters results --paper    # sequences of 100, 256 units; hours
+
+The text is what Python's help() says on its topics (pydoc_data.topics, 0.4 million characters, about 100 different ones), since nothing is
+downloaded: topics in the order of their names, the same text only once, the first 90 % to train by, 5 % to choose the step of training by and
+the last 5 % to report. A model is trained on sequences of `--length` characters from anywhere, each from a state of zero, and judged on
+streams: each part is read as eight streams from beginning to end, the state carried through, and the last `--length` microstates kept.
+Reported are bits a character on the last part when those on the part before were fewest. Unigrams and bigrams are counted in the first
+part, and one is added to each count.
+"""
+
+import argparse
+from pydoc_data.topics import topics
+
+import numpy as np
+
+from . import recurrent
+from .training import settings
+
+STREAMS = 8
+
+
+def text():
+    """Codes of the characters of Python's help, and how many different ones there are."""
+    whole = "".join(dict.fromkeys(topics[name] for name in sorted(topics)))
+    characters, codes = np.unique(np.array(list(whole)), return_inverse=True)
+    return codes, len(characters)
+
+
+def bigrams(codes, held, count):
+    """Bits a character of `held` by unigrams and by bigrams of `codes`."""
+    single = np.bincount(codes, minlength=count) + 1.0
+    pairs = np.bincount(codes[:-1] * count + codes[1:], minlength=count * count).reshape(count, count) + 1.0
+    pairs /= pairs.sum(axis=1, keepdims=True)
+    return -np.log2(single / single.sum())[held].mean(), -np.log2(pairs[held[:-1], held[1:]]).mean()
+
+
+def task(o):
+    codes, count = text()
+    train, choose, report = np.split(codes, [len(codes) * 90 // 100, len(codes) * 95 // 100])
+    one_hot = np.eye(count, dtype=np.float32)
+
+    def draw(rng):
+        some = train[rng.integers(0, len(train) - o.length, o.batch)[:, None] + np.arange(o.length + 1)]
+        return one_hot[some[:, :-1]], some[:, 1:]
+
+    def bits(model, held):
+        """Bits a character of streams; the first character of each is given."""
+        streams = held[: len(held) // STREAMS * STREAMS].reshape(STREAMS, -1)
+        return recurrent.cross_entropy(model(one_hot[streams[:, :-1]]), streams[:, 1:])[0] / np.log(2)
+
+    counted = zip(("unigrams", "bigrams"), bigrams(train, choose, count), bigrams(train, report, count), strict=True)
+    return recurrent.Task(
+        name="characters",
+        inputs=count,
+        outputs=count,
+        loss=recurrent.cross_entropy,
+        draw=draw,
+        measure=lambda model: [bits(model, choose), bits(model, report)],
+        judge=lambda model, curve: recurrent.chosen(curve, min),
+        measured="bits a character",
+        baselines={name: {"chosen by": one, "reported": two} for name, one, two in counted},
+        most=o.length,
+    )
+
+
+def options(arguments=None):
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.experiments.characters", description=__doc__.split("\n\n")[0]
+    )
+    shared = recurrent.options(
+        parser, hidden=(96, 256), batch=(16, 64), steps=(3000, 50_000), rate=(4e-3, 2e-3), k_top=(5, 5), k_trunc=(5, 5),
+        every=(200, 500),
+    )  # fmt: skip
+    return settings(
+        parser, arguments, (("length", int, 64, 100, "characters of a sequence that is trained on"), *shared)
+    )
+
+
+def main(arguments=None):
+    o = options(arguments)
+    recurrent.compare(task(o), o)
+
+
+if __name__ == "__main__":
+    main()
