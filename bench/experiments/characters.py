@@ -5,10 +5,10 @@
 
 The text is what Python's help() says on its topics (pydoc_data.topics, 0.4 million characters, about 100 different ones), since nothing is
 downloaded: topics in the order of their names, the same text only once, the first 90 % to train by, 5 % to choose the step of training by and
-the last 5 % to report. A model is trained on sequences of `--length` characters from anywhere, each from a state of zero, and judged on
-streams: each part is read as eight streams from beginning to end, the state carried through, and the last `--length` microstates kept.
-Reported are bits a character on the last part when those on the part before were fewest. Unigrams and bigrams are counted in the first
-part, and one is added to each count.
+the last 5 % to report. `--batch` streams go through the first part, each from a place of its own, `--length` characters a step of training;
+hhat and c are carried from one step to the next, as constants; microstates are not. The other parts are read in the same way, in eight
+streams, without training. Reported are bits a character on the last part when those on the part before were fewest. Unigrams and bigrams
+are counted in the first part, and one is added to each count.
 """
 
 import argparse
@@ -42,14 +42,17 @@ def task(o):
     train, choose, report = np.split(codes, [len(codes) * 90 // 100, len(codes) * 95 // 100])
     one_hot = np.eye(count, dtype=np.float32)
 
-    def draw(rng):
-        some = train[rng.integers(0, len(train) - o.length, o.batch)[:, None] + np.arange(o.length + 1)]
+    places = np.arange(o.batch) * (len(train) // o.batch)
+
+    def draw(rng, step):
+        some = train[(places[:, None] + step * o.length + np.arange(o.length + 1)) % len(train)]
         return one_hot[some[:, :-1]], some[:, 1:]
 
     def bits(model, held):
         """Bits a character of streams; the first character of each is given."""
         streams = held[: len(held) // STREAMS * STREAMS].reshape(STREAMS, -1)
-        return recurrent.cross_entropy(model(one_hot[streams[:, :-1]]), streams[:, 1:])[0] / np.log(2)
+        z = model.stream(one_hot[streams[:, :-1]], o.length)
+        return recurrent.cross_entropy(z, streams[:, 1:])[0] / np.log(2)
 
     counted = zip(("unigrams", "bigrams"), bigrams(train, choose, count), bigrams(train, report, count), strict=True)
     return recurrent.Task(
@@ -62,7 +65,7 @@ def task(o):
         judge=lambda model, curve: recurrent.chosen(curve, min),
         measured="bits a character",
         baselines={name: {"chosen by": one, "reported": two} for name, one, two in counted},
-        most=o.length,
+        streams=o.batch,
     )
 
 

@@ -48,7 +48,7 @@ def split(o):
 def task(o):
     train, choose, report = split(o)
 
-    def draw(rng):
+    def draw(rng, step):
         some = rng.integers(0, len(train[0]), o.batch)
         return train[0][some], train[1][some]
 

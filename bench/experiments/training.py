@@ -10,7 +10,8 @@ import time
 
 import numpy as np
 
-_SAVE_SECONDS = 120
+_CHECKPOINT = ".checkpoint.npz"
+_SAVE_SECONDS = 120  # from one checkpoint to the next
 
 
 class Adam:
@@ -49,6 +50,7 @@ def kept(o, name, train):
         there = {"options": used, **train()}
         with _replaced(path) as new:
             new.write_text(json.dumps(there))
+        _place(o, name, _CHECKPOINT).unlink(missing_ok=True)
     return there
 
 
@@ -76,9 +78,10 @@ class Checkpoint:
     """Where a training stands: one file beside the results, of use only to the same model with the same options."""
 
     def __init__(self, o, name, model, adam, rng):
-        self.path, self.options = _place(o, name, ".checkpoint.npz"), _used(o)
+        self.path, self.options = _place(o, name, _CHECKPOINT), _used(o)
         self.rng, self.adam, self.arrays = rng, adam, {f"parameter {k}": a for k, a in model.parameters.items()}
         self.arrays |= {f"moment {k} {i}": a for k, both in adam.moments.items() for i, a in enumerate(both)}
+        self.arrays |= {f"carried {k}": a for k, a in getattr(model, "carried", {}).items()}
 
     def save(self, progress):
         notes = {"options": self.options, "rng": self.rng.bit_generator.state, "progress": progress}
@@ -119,9 +122,10 @@ def _between_steps():
 
 
 def fit(o, name, model, rng, draw, measure, ended=lambda curve: False):
-    """Trains `model` (parameters; loss_and_gradients(*batch) -> loss, gradients) on batches from draw(rng). -> steps, seconds, curve
+    """Trains `model` on batches from draw(rng, steps so far). -> steps, seconds, curve
 
-    Every `o.every` steps measure(model), a list of numbers, is added to the curve: [steps, mean loss since the last time, *numbers].
+    A model has `parameters`, a dict of arrays; loss_and_gradients(*batch), gradients as a dict; `carried`, a dict of arrays that go on
+    from batch to batch, if there are any. Every `o.every` steps measure(model), a list of numbers, is added to the curve: [steps, mean loss since the last time, *numbers].
     Training ends after `o.steps` steps, after `o.seconds` seconds, or when ended(curve). Every few minutes, and when it is interrupted, it
     is kept where it stands; what comes after that has the same bits as without the interruption.
     """
@@ -141,7 +145,7 @@ def fit(o, name, model, rng, draw, measure, ended=lambda curve: False):
 
     with _between_steps() as interrupted, bar:
         while now["steps"] < o.steps and now["seconds"] < o.seconds and not ended(now["curve"]):
-            loss, gradients = model.loss_and_gradients(*draw(rng))
+            loss, gradients = model.loss_and_gradients(*draw(rng, now["steps"]))
             adam.step(gradients)
             now["steps"] += 1
             now["losses"].append(loss)
@@ -153,7 +157,7 @@ def fit(o, name, model, rng, draw, measure, ended=lambda curve: False):
                 checkpoint.save(now)
                 saved = time.perf_counter()
             if interrupted:
-                raise KeyboardInterrupt
+                raise KeyboardInterrupt(f"{name}: kept at step {now['steps']}; the same command goes on there")
         if now["losses"]:
             look()
     checkpoint.save(now)  # what is yet to be judged need not be trained again
