@@ -37,7 +37,7 @@ def task(o):
         inputs=2,
         outputs=1,
         loss=recurrent.squared_error,
-        draw=lambda rng, step: draw(rng, o.batch, o.length),
+        draw=lambda rng: draw(rng, o.batch, o.length),
         measure=lambda model: [error(model, 1, o.length, 2 * o.batch)],
         judge=lambda model, curve: {f"T={n}": error(model, 2, n, o.judged) for n in o.lengths},
         measured="mean squared error",

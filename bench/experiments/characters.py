@@ -5,10 +5,11 @@
 
 The text is what Python's help() says on its topics (pydoc_data.topics, 0.4 million characters, about 100 different ones), since nothing is
 downloaded: topics in the order of their names, the same text only once, the first 90 % to train by, 5 % to choose the step of training by and
-the last 5 % to report. `--batch` streams go through the first part, each from a place of its own, `--length` characters a step of training;
-hhat and c are carried from one step to the next, as constants; microstates are not. The other parts are read in the same way, in eight
-streams, without training. Reported are bits a character on the last part when those on the part before were fewest. Unigrams and bigrams
-are counted in the first part, and one is added to each count.
+the last 5 % to report. A model is trained on pieces of `--length` characters from anywhere, each from a state of zero. Reported are bits
+a character on the last part when those on the part before were fewest: read in such pieces, and read as eight streams from beginning
+to end, the state and the last `--length` microstates carried through. Each h of sparse backtracking has earlier ones as a summand, so
+that they grow all the way through a stream; what that does to a model that never saw it is to be seen there. Unigrams and bigrams are
+counted in the first part, and one is added to each count.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from . import recurrent
 from .training import settings
 
 STREAMS = 8
+MEASURED = "chosen by", "reported", "streams"
 
 
 def text():
@@ -42,30 +44,34 @@ def task(o):
     train, choose, report = np.split(codes, [len(codes) * 90 // 100, len(codes) * 95 // 100])
     one_hot = np.eye(count, dtype=np.float32)
 
-    places = np.arange(o.batch) * (len(train) // o.batch)
+    def draw(rng):
+        return pieces(train[rng.integers(0, len(train) - o.length, o.batch)[:, None] + np.arange(o.length + 1)])
 
-    def draw(rng, step):
-        some = train[(places[:, None] + step * o.length + np.arange(o.length + 1)) % len(train)]
-        return one_hot[some[:, :-1]], some[:, 1:]
+    def pieces(codes):
+        return one_hot[codes[:, :-1]], codes[:, 1:]
 
-    def bits(model, held):
-        """Bits a character of streams; the first character of each is given."""
-        streams = held[: len(held) // STREAMS * STREAMS].reshape(STREAMS, -1)
-        z = model.stream(one_hot[streams[:, :-1]], o.length)
-        return recurrent.cross_entropy(z, streams[:, 1:])[0] / np.log(2)
+    def bits(model, held, length):
+        """Bits a character of the rows of this length; the first character of each is given."""
+        x, targets = pieces(held[: len(held) // length * length].reshape(-1, length))
+        return recurrent.cross_entropy(model(x), targets)[0] / np.log(2)
 
-    counted = zip(("unigrams", "bigrams"), bigrams(train, choose, count), bigrams(train, report, count), strict=True)
+    def measure(model):
+        reported = (bits(model, report, length) for length in (o.length + 1, len(report) // STREAMS))
+        return [bits(model, choose, o.length + 1), *reported]
+
+    held = zip(MEASURED, (choose, report, report), strict=True)
+    counted = [(what, bigrams(train, part, count)) for what, part in held]
     return recurrent.Task(
         name="characters",
         inputs=count,
         outputs=count,
         loss=recurrent.cross_entropy,
         draw=draw,
-        measure=lambda model: [bits(model, choose), bits(model, report)],
-        judge=lambda model, curve: recurrent.chosen(curve, min),
+        measure=measure,
+        judge=lambda model, curve: recurrent.chosen(curve, min, *MEASURED),
         measured="bits a character",
-        baselines={name: {"chosen by": one, "reported": two} for name, one, two in counted},
-        streams=o.batch,
+        baselines={name: {what: both[i] for what, both in counted} for i, name in enumerate(("unigrams", "bigrams"))},
+        most=o.length,
     )
 
 

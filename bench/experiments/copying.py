@@ -44,7 +44,7 @@ def task(o):
         inputs=CLASSES,
         outputs=CLASSES,
         loss=recurrent.cross_entropy,
-        draw=lambda rng, step: draw(rng, o.batch, o.length, o.symbols),
+        draw=lambda rng: draw(rng, o.batch, o.length, o.symbols),
         measure=lambda model: [right(model, 1, o.length, o.batch)],
         judge=lambda model, curve: {f"T={n}": right(model, 2, n, o.judged) for n in o.lengths},
         measured="digits right",

@@ -11,18 +11,28 @@ import recollect as rc
 from .training import fit, kept
 
 
-def models(o, inputs):
-    """Name -> network for inputs of this width."""
-    b, sparse = rc.backtracking, {"k_top": o.k_top, "k_att": o.k_att, "k_trunc": o.k_trunc}
-    full = {"k_top": None, "k_att": 1, "k_trunc": None}
+def models(o, inputs, most=None):
+    """Name -> function of a generator that makes a network for inputs of this width and that keeps so many microstates.
+
+    w3 starts at `o.score` times its usual size: the weights of a sparse read do not depend on the size of w3, so that a larger one changes
+    nothing but makes the gradients of the scores smaller, and with them the jumps of training.
+    """
+
+    def reminded(**options):
+        def make(rng):
+            network = rc.backtracking.SparseBacktrackingLSTM(inputs, o.hidden, max_memories=most, rng=rng, **options)
+            network.parameters["w3"] *= np.float32(o.score)
+            return network
+
+        return make
+
+    sparse = {"k_top": o.k_top, "k_att": o.k_att, "k_trunc": o.k_trunc}
     return {
-        "sparse backtracking": lambda rng: b.SparseBacktrackingLSTM(inputs, o.hidden, rng=rng, **sparse),
-        "without gradient through reminders": lambda rng: b.SparseBacktrackingLSTM(
-            inputs, o.hidden, rng=rng, reminders=False, **sparse
-        ),
-        "LSTM, truncated": lambda rng: b.LSTM(inputs, o.hidden, k_trunc=o.k_trunc, rng=rng),
-        "LSTM, full": lambda rng: b.LSTM(inputs, o.hidden, rng=rng),
-        "full self-attention": lambda rng: b.SparseBacktrackingLSTM(inputs, o.hidden, rng=rng, **full),
+        "sparse backtracking": reminded(**sparse),
+        "without gradient through reminders": reminded(**sparse, reminders=False),
+        "LSTM, truncated": lambda rng: rc.backtracking.LSTM(inputs, o.hidden, k_trunc=o.k_trunc, rng=rng),
+        "LSTM, full": lambda rng: rc.backtracking.LSTM(inputs, o.hidden, rng=rng),
+        "full self-attention": reminded(k_top=None, k_att=1, k_trunc=None),
     }
 
 
@@ -51,14 +61,14 @@ class Task:
     inputs: int
     outputs: int
     loss: Callable  # z, targets -> loss, d_z
-    draw: Callable  # rng, steps so far -> x (B, T, inputs), targets
+    draw: Callable  # rng -> x (B, T, inputs), targets
     measure: Callable  # model -> [number, ...], now and then while it is trained; the first one is drawn
     judge: Callable  # model, curve -> {what: number}, when it has been trained
     measured: str  # what the first number is
     last: bool = False  # an answer is asked for at the last step alone
     ended: Callable = lambda curve: False  # there is nothing left to learn
     baselines: dict = field(default_factory=dict)  # name -> {what: number}
-    streams: int | None = None  # so many sequences that go on from one batch to the next; none if not given
+    most: int | None = None  # so many microstates are kept, all if not given
 
 
 class Model:
@@ -68,7 +78,6 @@ class Model:
         self.task, self.network, width = task, network, network(np.zeros((1, 1, task.inputs))).shape[-1]
         weight = rng.uniform(-1, 1, (width, task.outputs)) / np.sqrt(width)
         self.weight, self.bias = weight.astype(np.float32), np.zeros(task.outputs, np.float32)
-        self.carried = self.start(task.streams) if task.streams else {}
         self.steps = slice(-1, None) if task.last else slice(None)
         self.parameters = network.parameters | {"out_weight": self.weight, "out_bias": self.bias}
 
@@ -79,9 +88,7 @@ class Model:
         return outputs @ self.weight + self.bias
 
     def loss_and_gradients(self, x, targets):
-        outputs, tape = self.network.forward(x, self.begin(self.carried) if self.carried else None)
-        if self.carried:
-            self.carry_on(self.carried, outputs, tape)
+        outputs, tape = self.network.forward(x)
         asked = outputs[:, self.steps]
         loss, d_z = self.task.loss(self.read(asked), targets)
         d_outputs = np.zeros_like(outputs)
@@ -89,37 +96,10 @@ class Model:
         own = {"out_weight": np.einsum("bti,btj->ij", asked, d_z, optimize=True), "out_bias": d_z.sum(axis=(0, 1))}
         return loss, self.network.backward(tape, d_outputs).parameters | own
 
-    def start(self, batch):
-        """What of a state is carried from one piece of a stream to the next."""
-        return {name: np.zeros((batch, self.network.hidden_size), np.float32) for name in ("hidden", "carry")}
 
-    def begin(self, carried):
-        """A state that goes on from there, without microstates."""
-        state = self.network.initial_state(len(carried["hidden"]))
-        state.hidden[...], state.carry[...] = carried["hidden"], carried["carry"]
-        return state
-
-    def carry_on(self, carried, outputs, tape):
-        """Keeps hhat = h - s and c. Neither what a step was reminded of nor microstates go on: each h has earlier ones as a summand, so
-        that in an endless stream they grow without bound."""
-        h, s = np.split(outputs[:, -1], [self.network.hidden_size], axis=1)
-        carried["hidden"][...] = h - s if s.size else h
-        carried["carry"][...] = tape.state.carry
-
-    def stream(self, x, piece):
-        """Answers to x (B, T, inputs), read in pieces of so many steps; states are carried through."""
-        carried, found = self.start(len(x)), []
-        for first in range(0, x.shape[1], piece):
-            outputs, tape = self.network.forward(x[:, first : first + piece], self.begin(carried))
-            self.carry_on(carried, outputs, tape)
-            found.append(self.read(outputs))
-        return np.concatenate(found, axis=1)
-
-
-def chosen(curve, best):
-    """What `measure` found, [to choose by, to report], at the time at which the first number was best (min or max)."""
-    row = best(curve, key=lambda row: row[2])
-    return {"chosen by": row[2], "reported": row[3]}
+def chosen(curve, best, *names):
+    """What `measure` found, by name, when the first number was best (min or max)."""
+    return dict(zip(names, best(curve, key=lambda row: row[2])[2:], strict=True))
 
 
 def options(parser, *, hidden, batch, steps, every, rate, k_top, k_trunc):
@@ -130,7 +110,9 @@ def options(parser, *, hidden, batch, steps, every, rate, k_top, k_trunc):
     return (
         ("hidden", int, *hidden, "H"), ("batch", int, *batch, "sequences a step"), ("steps", int, *steps, "at most"),
         ("seconds", float, 75, 1e9, "a model, at most"), ("every", int, *every, "steps from one measurement to the next"),
-        ("rate", float, *rate, "of Adam"), ("k_top", int, *k_top, "reminders"), ("k_att", int, 1, 1, "a microstate every"),
+        ("rate", float, *rate, "of Adam"),
+        ("clip", float, 0.2, 1.0, "largest norm of a gradient"), ("score", float, 20, 1, "w3 starts at so many times its usual size"),
+        ("k_top", int, *k_top, "reminders"), ("k_att", int, 1, 1, "a microstate every"),
         ("k_trunc", int, *k_trunc, "length of a window"), ("seed", int, 0, 0, ""),
     )  # fmt: skip
 
@@ -144,7 +126,7 @@ def train(task, name, make, o):
 
 def compare(task, o):
     """Trains the models that are not kept in the directory, prints the table, and writes it and the plot there."""
-    chosen = {name: make for name, make in models(o, task.inputs).items() if o.only in name}
+    chosen = {name: make for name, make in models(o, task.inputs, task.most).items() if o.only in name}
     results = [kept(o, name, lambda name=name, make=make: train(task, name, make, o)) for name, make in chosen.items()]
     if results:
         plot(task, results, o.directory / f"{task.name}.png")

@@ -48,7 +48,7 @@ def split(o):
 def task(o):
     train, choose, report = split(o)
 
-    def draw(rng, step):
+    def draw(rng):
         some = rng.integers(0, len(train[0]), o.batch)
         return train[0][some], train[1][some]
 
@@ -63,7 +63,7 @@ def task(o):
         loss=recurrent.cross_entropy,
         draw=draw,
         measure=lambda model: [accuracy(model, *choose), accuracy(model, *report)],
-        judge=lambda model, curve: recurrent.chosen(curve, max),
+        judge=lambda model, curve: recurrent.chosen(curve, max, "chosen by", "reported"),
         measured="accuracy",
         last=True,
         baselines={"always the same digit": {"chosen by": most, "reported": most}},

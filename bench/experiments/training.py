@@ -81,7 +81,6 @@ class Checkpoint:
         self.path, self.options = _place(o, name, _CHECKPOINT), _used(o)
         self.rng, self.adam, self.arrays = rng, adam, {f"parameter {k}": a for k, a in model.parameters.items()}
         self.arrays |= {f"moment {k} {i}": a for k, both in adam.moments.items() for i, a in enumerate(both)}
-        self.arrays |= {f"carried {k}": a for k, a in getattr(model, "carried", {}).items()}
 
     def save(self, progress):
         notes = {"options": self.options, "rng": self.rng.bit_generator.state, "progress": progress}
@@ -122,10 +121,9 @@ def _between_steps():
 
 
 def fit(o, name, model, rng, draw, measure, ended=lambda curve: False):
-    """Trains `model` on batches from draw(rng, steps so far). -> steps, seconds, curve
+    """Trains `model` (parameters; loss_and_gradients(*batch) -> loss, gradients) on batches from draw(rng). -> steps, seconds, curve
 
-    A model has `parameters`, a dict of arrays; loss_and_gradients(*batch), gradients as a dict; `carried`, a dict of arrays that go on
-    from batch to batch, if there are any. Every `o.every` steps measure(model), a list of numbers, is added to the curve: [steps, mean loss since the last time, *numbers].
+    Every `o.every` steps measure(model), a list of numbers, is added to the curve: [steps, mean loss since the last time, *numbers].
     Training ends after `o.steps` steps, after `o.seconds` seconds, or when ended(curve). Every few minutes, and when it is interrupted, it
     is kept where it stands; what comes after that has the same bits as without the interruption.
     """
@@ -145,8 +143,8 @@ def fit(o, name, model, rng, draw, measure, ended=lambda curve: False):
 
     with _between_steps() as interrupted, bar:
         while now["steps"] < o.steps and now["seconds"] < o.seconds and not ended(now["curve"]):
-            loss, gradients = model.loss_and_gradients(*draw(rng, now["steps"]))
-            adam.step(gradients)
+            loss, gradients = model.loss_and_gradients(*draw(rng))
+            adam.step(gradients, getattr(o, "clip", 1.0))
             now["steps"] += 1
             now["losses"].append(loss)
             if now["steps"] % o.every == 0:
