@@ -80,7 +80,7 @@ def options(arguments=None):
         prog="python -m bench.experiments.characters", description=__doc__.split("\n\n")[0]
     )
     shared = recurrent.options(
-        parser, hidden=(96, 256), batch=(16, 64), steps=(3000, 50_000), rate=(4e-3, 2e-3), k_top=(5, 5), k_trunc=(5, 5),
+        parser, hidden=(64, 256), batch=(16, 64), steps=(2500, 50_000), rate=(4e-3, 2e-3), k_top=(5, 5), k_trunc=(5, 5),
         every=(200, 500),
     )  # fmt: skip
     return settings(

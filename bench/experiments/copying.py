@@ -4,8 +4,9 @@
     python -m bench.experiments.copying results --paper    # the paper's lengths; hours
 
 A sequence: `symbols` digits of 1..8, T - 1 blanks, a marker, blanks; the network is to write the digits down after the marker, and
-a blank anywhere else. Reported is the part of the digits that is right. Each model is trained at one length, and then
-judged at that length and at several times it, on sequences of their own. Kept are a table, a plot, and JSON (options, curve) of every
+a blank anywhere else. Reported is the part of the digits that is right. Each model is trained at T (the small size: each batch at a length
+of its own, from 5 to T, without which some seeds learn to count to T instead of to wait for the marker), and then judged at T and at
+several times it, on sequences of their own. Kept are a table, a plot, and JSON (options, curve) of every
 model; a model whose JSON is there is not trained again, and one that was interrupted goes on where it stood.
 """
 
@@ -44,7 +45,7 @@ def task(o):
         inputs=CLASSES,
         outputs=CLASSES,
         loss=recurrent.cross_entropy,
-        draw=lambda rng: draw(rng, o.batch, o.length, o.symbols),
+        draw=lambda rng: draw(rng, o.batch, int(rng.integers(min(o.shortest, o.length), o.length + 1)), o.symbols),
         measure=lambda model: [right(model, 1, o.length, o.batch)],
         judge=lambda model, curve: {f"T={n}": right(model, 2, n, o.judged) for n in o.lengths},
         measured="digits right",
@@ -60,7 +61,8 @@ def options(arguments=None):
         every=(20, 100),
     )  # fmt: skip
     o = settings(parser, arguments, (
-        ("length", int, 20, 100, "T, trained at"), ("symbols", int, 4, 10, "digits to copy"), *shared,
+        ("length", int, 20, 100, "T, trained at"), ("shortest", int, 5, 100, "T of a batch, at least"),
+        ("symbols", int, 4, 10, "digits to copy"), *shared,
         ("judged", int, 50, 200, "sequences to judge by"), ("patience", int, 3, 5, "measurements without a fault before training ends"),
     ))  # fmt: skip
     o.lengths = [o.length * n for n in (1, 2, 3, 5, 10)]

@@ -12,27 +12,18 @@ from .training import fit, kept
 
 
 def models(o, inputs, most=None):
-    """Name -> function of a generator that makes a network for inputs of this width and that keeps so many microstates.
-
-    w3 starts at `o.score` times its usual size: the weights of a sparse read do not depend on the size of w3, so that a larger one changes
-    nothing but makes the gradients of the scores smaller, and with them the jumps of training.
-    """
-
-    def reminded(**options):
-        def make(rng):
-            network = rc.backtracking.SparseBacktrackingLSTM(inputs, o.hidden, max_memories=most, rng=rng, **options)
-            network.parameters["w3"] *= np.float32(o.score)
-            return network
-
-        return make
-
-    sparse = {"k_top": o.k_top, "k_att": o.k_att, "k_trunc": o.k_trunc}
+    """Name -> function of a generator that makes a network for inputs of this width and that keeps so many microstates."""
+    b, size = rc.backtracking, {"max_memories": most}
+    sparse = size | {"k_top": o.k_top, "k_att": o.k_att, "k_trunc": o.k_trunc}
+    full = size | {"k_top": None, "k_att": 1, "k_trunc": None}
     return {
-        "sparse backtracking": reminded(**sparse),
-        "without gradient through reminders": reminded(**sparse, reminders=False),
-        "LSTM, truncated": lambda rng: rc.backtracking.LSTM(inputs, o.hidden, k_trunc=o.k_trunc, rng=rng),
-        "LSTM, full": lambda rng: rc.backtracking.LSTM(inputs, o.hidden, rng=rng),
-        "full self-attention": reminded(k_top=None, k_att=1, k_trunc=None),
+        "sparse backtracking": lambda rng: b.SparseBacktrackingLSTM(inputs, o.hidden, rng=rng, **sparse),
+        "without gradient through reminders": lambda rng: b.SparseBacktrackingLSTM(
+            inputs, o.hidden, rng=rng, reminders=False, **sparse
+        ),
+        "LSTM, truncated": lambda rng: b.LSTM(inputs, o.hidden, k_trunc=o.k_trunc, rng=rng),
+        "LSTM, full": lambda rng: b.LSTM(inputs, o.hidden, rng=rng),
+        "full self-attention": lambda rng: b.SparseBacktrackingLSTM(inputs, o.hidden, rng=rng, **full),
     }
 
 
@@ -109,10 +100,8 @@ def options(parser, *, hidden, batch, steps, every, rate, k_top, k_trunc):
     parser.add_argument("--only", default="", help="models whose name contains this")
     return (
         ("hidden", int, *hidden, "H"), ("batch", int, *batch, "sequences a step"), ("steps", int, *steps, "at most"),
-        ("seconds", float, 75, 1e9, "a model, at most"), ("every", int, *every, "steps from one measurement to the next"),
-        ("rate", float, *rate, "of Adam"),
-        ("clip", float, 0.2, 1.0, "largest norm of a gradient"), ("score", float, 20, 1, "w3 starts at so many times its usual size"),
-        ("k_top", int, *k_top, "reminders"), ("k_att", int, 1, 1, "a microstate every"),
+        ("seconds", float, 70, 1e9, "a model, at most"), ("every", int, *every, "steps from one measurement to the next"),
+        ("rate", float, *rate, "of Adam"), ("k_top", int, *k_top, "reminders"), ("k_att", int, 1, 1, "a microstate every"),
         ("k_trunc", int, *k_trunc, "length of a window"), ("seed", int, 0, 0, ""),
     )  # fmt: skip
 

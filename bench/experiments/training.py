@@ -144,7 +144,7 @@ def fit(o, name, model, rng, draw, measure, ended=lambda curve: False):
     with _between_steps() as interrupted, bar:
         while now["steps"] < o.steps and now["seconds"] < o.seconds and not ended(now["curve"]):
             loss, gradients = model.loss_and_gradients(*draw(rng))
-            adam.step(gradients, getattr(o, "clip", 1.0))
+            adam.step(gradients)
             now["steps"] += 1
             now["losses"].append(loss)
             if now["steps"] % o.every == 0:

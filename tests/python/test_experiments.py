@@ -13,7 +13,7 @@ pytest.importorskip("tqdm")
 
 TINY = ["--steps", "6", "--every", "4", "--hidden", "8", "--batch", "4"]
 SMALL = {
-    copying: [*TINY, "--length", "6", "--symbols", "2", "--judged", "3"],
+    copying: [*TINY, "--length", "6", "--shortest", "3", "--symbols", "2", "--judged", "3"],
     adding: [*TINY, "--length", "8", "--judged", "3"],
     rows: [*TINY, "--pixels", "16"],
     characters: [*TINY, "--length", "64"],
@@ -62,7 +62,7 @@ def test_a_command_keeps_table_plot_and_curves(module, tmp_path, capsys, monkeyp
 
 
 @pytest.mark.parametrize("which", ["sparse backtracking", "LSTM, full"])
-@pytest.mark.parametrize("module", [copying, characters], ids=name_of)
+@pytest.mark.parametrize("module", [copying, adding], ids=name_of)
 def test_an_interrupted_training_goes_on_with_the_same_bits(module, which, tmp_path):
     task, o = task_and_options(module)
 
