@@ -115,8 +115,8 @@ def train(task, name, make, o):
 
 def compare(task, o):
     """Trains the models that are not kept in the directory, prints the table, and writes it and the plot there."""
-    chosen = {name: make for name, make in models(o, task.inputs, task.most).items() if o.only in name}
-    results = [kept(o, name, lambda name=name, make=make: train(task, name, make, o)) for name, make in chosen.items()]
+    wanted = {name: make for name, make in models(o, task.inputs, task.most).items() if o.only in name}
+    results = [kept(o, name, lambda name=name, make=make: train(task, name, make, o)) for name, make in wanted.items()]
     if results:
         plot(task, results, o.directory / f"{task.name}.png")
         (o.directory / "table.txt").write_text(table(task, results) + "\n")
