@@ -17,8 +17,8 @@ _KIND = "recollect.FastWeightMemory"
 Array = NDArray[Any]
 
 
-def save_memory(path: PathLike, form: Form, state: Array, kept: Array, *, overwrite: bool) -> None:
-    arrays = {"state": state, "kept": kept}
+def save_memory(path: PathLike, form: Form, state: Array, fading: Array, *, overwrite: bool) -> None:
+    arrays = {"state": state, "fading": fading}
     if form.phi.matrix is not None:
         arrays["matrix"] = form.phi.matrix
     metadata = {"form": json.dumps(form.plain())}
@@ -26,19 +26,19 @@ def save_memory(path: PathLike, form: Form, state: Array, kept: Array, *, overwr
 
 
 def load_memory(path: PathLike) -> tuple[Form, Array, Array]:
-    """The form, the state, and what has become of a state from before the first write."""
+    """The form, the state, and how far a state from before the first write would have faded."""
     who = "FastWeightMemory.load"
     arrays, metadata = load_arrays(path, kind=_KIND, mmap=False, who=who)
     try:
         plain: dict[str, Any] = json.loads(metadata["form"])
         name, normalize, nu = plain.pop("phi")
         form = Form.of(**plain, feature_map=FeatureMap(name, normalize, nu, arrays.get("matrix")))
-        state, kept = arrays["state"], arrays["kept"]
+        state, fading = arrays["state"], arrays["fading"]
         like = form.empty()
-        if state.shape != like.shape or state.dtype != like.dtype or kept.shape != like.shape[:-1]:
+        if state.shape != like.shape or state.dtype != like.dtype or fading.shape != like.shape[:-1]:
             raise ValueError(
                 f"state has shape {state.shape} and dtype {state.dtype}; expected {like.shape} and {like.dtype}"
             )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{who}: '{path}' is damaged ({error})") from None
-    return form, state, kept
+    return form, state, fading

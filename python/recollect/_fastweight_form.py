@@ -91,6 +91,20 @@ class Form(NamedTuple):
         core.run(p, None, state)
         return state
 
+    def merged(self, first: Array, fading: Array, second: Array) -> Array:
+        """The state of the sum rule after the writes of both; the first one fades by the logarithms `fading` during those of the second."""
+        if first.shape[-1] < self.values + 2:
+            return (np.exp(fading)[..., None] * first + second).astype(self.dtype)
+        # The last column is what rows are divided by, as a logarithm; without a normaliser nothing was written.
+        nothing = -np.inf
+        shift = [np.where(state[..., -2] > 0, state[..., -1].astype(np.float64), nothing) for state in (first, second)]
+        shift[0] = shift[0] + fading
+        common = np.maximum(*shift)
+        common[common == nothing] = 0
+        factors = [np.exp(own - common)[..., None] for own in shift]
+        rows = factors[0] * first[..., :-1] + factors[1] * second[..., :-1]
+        return np.concatenate([rows, common[..., None]], axis=-1).astype(self.dtype)
+
     def tokens(self, who: str, name: str, given: Any, width: int, count: int | None = None) -> tuple[Array, bool]:
         """`given` as (*shape, T, width), and whether it was a single token."""
         plain = type(given) is np.ndarray and given.dtype is self.dtype

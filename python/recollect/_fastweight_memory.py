@@ -83,8 +83,8 @@ class FastWeightMemory:
     def _adopt(self, form: Form) -> None:
         self._form = form
         self._state = form.empty()
-        # Of the sum rule: what becomes of a state from before the first write.
-        self._kept = np.ones(self._state.shape[:-1])
+        # Of the sum rule, in logarithms: how far a state from before the first write would have faded.
+        self._fading = np.zeros(self._state.shape[:-1])
         self._lock = threading.Lock()
 
     # -- what it is --------------------------------------------------------------------------------------------------
@@ -201,16 +201,15 @@ class FastWeightMemory:
             )
         if not self._form.same(other._form):
             raise ValueError(f"{who}: other is {other!r}; expected one made as {self!r}, with the same map")
-        state, kept = other._copied()
+        state, fading = other._copied()
         with self._lock:
-            self._state *= kept[..., None].astype(self._form.dtype)
-            self._state += state
-            self._kept = self._kept * kept
+            self._state = self._form.merged(self._state, fading, state)
+            self._fading = self._fading + fading
 
     def clear(self) -> None:
         """Forgets everything."""
         with self._lock:
-            self._state, self._kept = self._form.empty(), np.ones_like(self._kept)
+            self._state, self._fading = self._form.empty(), np.zeros_like(self._fading)
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -251,24 +250,24 @@ class FastWeightMemory:
     def save(self, path: PathLike, *, overwrite: bool = False) -> None:
         """Writes one safetensors file, all or nothing. FileExistsError: ``path`` exists and ``overwrite`` is not set. Needs the
         safetensors package."""
-        state, kept = self._copied()
-        save_memory(path, self._form, state, kept, overwrite=overwrite)
+        state, fading = self._copied()
+        save_memory(path, self._form, state, fading, overwrite=overwrite)
 
     @classmethod
     def load(cls, path: PathLike) -> FastWeightMemory:
         """Reads what `save` wrote, bit for bit. FileNotFoundError: no such file. ValueError: truncated, damaged, or not a saved
         FastWeightMemory."""
-        form, state, kept = load_memory(path)
+        form, state, fading = load_memory(path)
         memory = object.__new__(cls)
         memory._adopt(form)
-        memory._state, memory._kept = state, kept
+        memory._state, memory._fading = state, fading
         return memory
 
     # -- inside --------------------------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {name: value for name, value in self.__dict__.items() if name != "_lock"}
-        kept["_state"], kept["_kept"] = self._copied()
+        kept["_state"], kept["_fading"] = self._copied()
         return kept
 
     def __setstate__(self, kept: dict[str, Any]) -> None:
@@ -277,7 +276,7 @@ class FastWeightMemory:
 
     def _copied(self) -> tuple[Array, Array]:
         with self._lock:
-            return self._state.copy(), self._kept.copy()
+            return self._state.copy(), self._fading.copy()
 
     def _run(self, name: str, query: Any, key: Any, value: Any, beta: Any, decay: Any, log_decay: Any) -> Any:
         who, form = f"FastWeightMemory.{name}", self._form
@@ -302,13 +301,13 @@ class FastWeightMemory:
             form.run(who, out, self._state, {**given, **fading, "state": self._state})
             if form.rule == "sum":
                 for argument, number in fading.items():
-                    self._kept = self._kept * _faded(number, argument == "log_decay", self._kept.ndim)
+                    self._fading = self._fading + _total(number, argument == "log_decay", self._fading.ndim)
         return out[..., 0, :] if one and out is not None else out
 
 
-def _faded(number: Array, logarithm: bool, axes: int) -> Array:
-    """The product of all decays, (*shape, 1) or (*shape, K)."""
-    wide = number.astype(np.float64)
-    over = -2 if wide.ndim == axes + 1 else -1
-    product: Array = np.exp(wide.sum(axis=over)) if logarithm else wide.prod(axis=over)
-    return product if over == -2 else product[..., None]
+def _total(number: Array, logarithm: bool, axes: int) -> Array:
+    """The logarithms of all decays, added up: (*shape, 1) or (*shape, K)."""
+    logarithms = number.astype(np.float64) if logarithm else np.log(number.astype(np.float64))
+    by_channel = logarithms.ndim == axes + 1
+    total: Array = logarithms.sum(axis=-2) if by_channel else logarithms.sum(axis=-1)[..., None]
+    return total

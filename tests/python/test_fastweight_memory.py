@@ -117,6 +117,24 @@ def test_the_sum_rule_is_a_monoid(seed, cut, channels, normalize):
     assert bits(second.state) == kept
 
 
+def test_long_rows_of_favor_merge(rng, dtype):
+    phi = rc.fastweight.favor.draw(np.random.default_rng(3), 6, 8)
+    query, key, value = tokens(rng, dtype, T=8, shape=(2,))
+    make = {"rule": "sum", "feature_map": phi, "normalize": "attention", "shape": (2,), "dtype": dtype}
+    whole, first, second = (FastWeightMemory(6, 5, **make) for _ in range(3))
+    key[:, :4] *= 50  # whose features are far below the smallest number that there is
+    whole.write(key, value, decay=0.5)
+    first.write(key[:, :4], value[:, :4], decay=0.5)
+    second.write(key[:, 4:], value[:, 4:], decay=0.5)
+    alone = first.read(query)
+    assert np.isfinite(alone).all() and np.abs(alone).max() > 0.1
+    first.merge(second)
+    np.testing.assert_allclose(first.read(query), whole.read(query), atol=2e-4 if dtype == np.float32 else 1e-10)
+    before = FastWeightMemory(6, 5, **make)
+    before.merge(whole)
+    np.testing.assert_array_equal(before.state, whole.state)
+
+
 def test_what_cannot_be_merged_says_so():
     delta, other = FastWeightMemory(3, 2), FastWeightMemory(3, 2, rule="sum")
     with pytest.raises(ValueError, match="FastWeightMemory.merge: the rule is 'delta'.*expected rule 'sum'"):
