@@ -61,6 +61,18 @@ def step_ours(rc, case, x):
     return lambda: step(x.query, x.key, x.value, x.beta, state=state, out=out, out_state=state)
 
 
+def memory_ours(rc, case, x):
+    """The same step through the stateful memory."""
+    memory = rc.fastweight.FastWeightMemory(
+        case.shape["d"], case.shape["d"], shape=(case.shape["H"],), dtype=case.dtype
+    )
+    memory.write(
+        np.eye(case.shape["d"])[None].repeat(case.shape["H"], 0), x.state
+    )  # row k of the state is the value at key e_k
+    query, key, value, beta = (array[:, 0] for array in (x.query, x.key, x.value, x.beta))
+    return lambda: memory.step(query, key, value, beta)[:, None]
+
+
 def _decays(case, x, head, t, dtype):
     return 1 if x.decay is None else np.atleast_1d(x.decay[head, t].astype(dtype))[:, None]
 
@@ -245,7 +257,18 @@ def _ungated(case, x):
     return lambda: rc.fastweight.delta_rule(x.query, x.key, x.value, x.beta)
 
 
+@peer("delta", "torch-sdpa-causal", same_job=False)
+@peer("linear", "torch-sdpa-causal", same_job=False)
+def _softmax_attention(case, x):
+    """What softmax attention takes for the same tokens."""
+    import torch
+
+    tensors = [tensor[None] for tensor in _tensors(x)[:3]]
+    return lambda: torch.nn.functional.scaled_dot_product_attention(*tensors, is_causal=True)
+
+
 @peer("delta_step", "torch-step", same_job=False)
+@peer("delta_step_memory", "torch-step", same_job=False)
 def _torch_step(case, x):
     """The same step in torch, in place."""
     import torch

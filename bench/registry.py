@@ -6,6 +6,7 @@ A multiply and an add are two FLOP; exp and the like are not counted, so they sh
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -210,6 +211,10 @@ OPS["delta_step"] = Op(
     slack=4.0,
 )
 
+OPS["delta_step_memory"] = dataclasses.replace(
+    OPS["delta_step"], needs=("fastweight.FastWeightMemory",), ours=fast_weight.memory_ours
+)
+
 _FORWARD = ("torch-sdpa", "torch-loop", "numpy")
 _FEW = (*_FORWARD, "faiss-top10")
 
@@ -345,18 +350,30 @@ CASES = (
         for op, peers, targets, of_limit in (
             (
                 "delta",
-                ("torch-chunk32", "torch-chunk64", "torch-loop"),
+                ("torch-chunk32", "torch-chunk64", "torch-loop", "torch-sdpa-causal"),
                 {"torch-chunk32": 14.0},
                 0.68 if d == 64 else 0.62,
             ),
             ("gated", ("ours-ungated",), {}, 0.68 if d == 64 else 0.62),
-            ("linear", ("torch-chunk32", "torch-chunk64"), {"torch-chunk32": 14.0}, 0.68 if d == 64 else 0.62),
+            (
+                "linear",
+                ("torch-chunk32", "torch-chunk64", "torch-sdpa-causal"),
+                {"torch-chunk32": 14.0},
+                0.68 if d == 64 else 0.62,
+            ),
             ("delta_gradient", ("torch-chunk32", "torch-chunk64"), {"torch-chunk32": 25.0}, 0.45),
         )
     ),
     Case("favor", dict(H=4, T=1024, d=64, m=256), ("torch-quadratic",), "fma"),
     Case("favor_gradient", dict(H=4, T=1024, d=64, m=256), ("torch-quadratic",), "fma"),
-    Case(
-        "delta_step", dict(H=4096, T=1, d=64), ("torch-step",), "bandwidth", targets={"torch-step": 20.0}, of_limit=0.8
+    # One token: states that come from memory, and sixteen that stay near, where the call itself counts
+    *(
+        Case(op, dict(H=4096, T=1, d=64), ("torch-step",), "bandwidth", targets={"torch-step": 20.0}, of_limit=0.8)
+        for op in ("delta_step", "delta_step_memory")
+    ),
+    *(
+        Case(op, dict(H=16, T=1, d=d), ("torch-step",), None)
+        for op in ("delta_step", "delta_step_memory")
+        for d in (64, 128)
     ),
 )
