@@ -65,7 +65,7 @@ def options(arguments=None):
         ("symbols", int, 4, 10, "digits to copy"), *shared,
         ("judged", int, 50, 200, "sequences to judge by"), ("patience", int, 3, 5, "measurements without a fault before training ends"),
     ))  # fmt: skip
-    o.lengths = [o.length * n for n in (1, 2, 3, 5, 10)]
+    o.lengths = [o.length * n for n in (1, 2, 5, 10, 20, 30)]
     return o
 
 

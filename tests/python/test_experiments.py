@@ -19,7 +19,7 @@ SMALL = {
     characters: [*TINY, "--every", "6", "--length", "64"],
 }
 FOUND = {
-    copying: ["T=6", "T=12", "T=18", "T=30", "T=60"],
+    copying: ["T=6", "T=12", "T=30", "T=60", "T=120", "T=180"],
     adding: ["T=8", "T=16", "T=32"],
     rows: ["chosen by", "reported"],
     characters: ["chosen by", "reported", "streams"],
