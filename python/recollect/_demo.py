@@ -7,16 +7,29 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ._demo_data import DAMAGES, ERASED, NOISE, OCCLUDED, Damaged, Images, damage, detailed, digits, photographs
+from ._demo_data import (
+    DAMAGES,
+    ERASED,
+    NOISE,
+    OCCLUDED,
+    Case,
+    Damaged,
+    Images,
+    Row,
+    damage,
+    detailed,
+    digits,
+    photographs,
+)
 from ._files import PathLike, atomic_path
 from ._memory import HopfieldMemory
 
-__all__ = ["Case", "run"]
+__all__ = ["run"]
 
 Array = npt.NDArray[Any]
 
@@ -37,29 +50,6 @@ Every image is damaged once, and every damaged image is a cue: nothing is left o
   error      mean distance from the recalled state to the right pattern (scaled patterns have length 1)
   cues/s     one call with all cues, on this machine; searches are NumPy matrix products\
 """
-
-
-class Row(NamedTuple):
-    """One method on all cues."""
-
-    method: str
-    searches: bool
-    recalled: float
-    error: float
-    seconds: float
-    energy: tuple[float, float] | None = None
-    steps: float | None = None
-
-
-class Case(NamedTuple):
-    """One way to damage one set of images, and what came of it."""
-
-    images: Images
-    damaged: Damaged
-    rows: list[Row]
-    right: Array  # (N,), which recalls of the last memory row were right
-    recalled: Array  # (N, height, width, colours), those recalls as images; what is known to be right is kept
-    descent: Array  # (steps + 1, N), the energy of every cue on the way
 
 
 def run(out: PathLike, *, seed: int, quick: bool) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Real images for the demo, as patterns of a memory, and three ways to damage them."""
+"""Real images for the demo, as patterns of a memory, three ways to damage them, and what is said of each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["DAMAGES", "Damaged", "Images", "assemble", "damage", "detailed", "digits", "photographs"]
+__all__ = ["DAMAGES", "Case", "Damaged", "Images", "Row", "assemble", "damage", "detailed", "digits", "photographs"]
 
 Array = npt.NDArray[Any]
 
@@ -39,6 +39,29 @@ class Damaged(NamedTuple):
     pixels: Array  # (N, height, width, colours)
     known: Array | None  # (N, d), False where a pixel is known to be lost; None: nothing is known
     cues: Array  # (N, d)
+
+
+class Row(NamedTuple):
+    """One method on all cues."""
+
+    method: str
+    searches: bool
+    recalled: float
+    error: float
+    seconds: float
+    energy: tuple[float, float] | None = None
+    steps: float | None = None
+
+
+class Case(NamedTuple):
+    """One way to damage one set of images, and what came of it."""
+
+    images: Images
+    damaged: Damaged
+    rows: list[Row]
+    right: Array  # (N,), which recalls of the last memory row were right
+    recalled: Array  # (N, height, width, colours), those recalls as images; what is known to be right is kept
+    descent: Array  # (steps + 1, N), the energy of every cue on the way
 
 
 def digits(*, quick: bool) -> tuple[Images, Images]:

@@ -4,15 +4,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ._demo_data import assemble, detailed
-
-if TYPE_CHECKING:
-    from ._demo import Case
+from ._demo_data import Case, assemble, detailed
 
 __all__ = ["draw"]
 
