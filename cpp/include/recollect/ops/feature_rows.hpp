@@ -7,10 +7,6 @@
 
 namespace recollect {
 
-/// What is done to phi(x) before it is used: nothing, divided by its sum (Schlag et al. 2021, eq. 23) or by its length. A divisor of 0
-/// makes zeros.
-enum class row_norm { none, sum, l2 };
-
 namespace detail {
 
 /// Rows are padded with zeros: x to padded(d), phi to padded(width).
