@@ -147,11 +147,9 @@ struct FastWeightScan {
 
     constexpr void fade(const Stage& stage, int t) {
       const float number = stage.decay[t];
-#pragma unroll
       for (int m = 0; m < quads; ++m) {
         const Four each =
             a.channel_decay.given() ? four(stage.channel_decay + t * width + 4 * group + 32 * m) : Four{{number, number, number, number}};
-#pragma unroll
         for (int n = 0; n < 4; ++n) {
           state[4 * m + n] *= each.at[n];
           if constexpr (normalised) z[4 * m + n] *= each.at[n];
@@ -162,20 +160,16 @@ struct FastWeightScan {
     /// What of `numbers` (state or z) lies along a row of the stage.
     constexpr float along(const float* row, const float* numbers) const {
       float sum = 0;
-#pragma unroll
       for (int m = 0; m < quads; ++m) {
         const Four part = four(row + 4 * group + 32 * m);
-#pragma unroll
         for (int n = 0; n < 4; ++n) sum = std::fma(part.at[n], numbers[4 * m + n], sum);
       }
       return sum;
     }
 
     constexpr void add(const float* row, float factor, float* numbers) const {
-#pragma unroll
       for (int m = 0; m < quads; ++m) {
         const Four part = four(row + 4 * group + 32 * m);
-#pragma unroll
         for (int n = 0; n < 4; ++n) numbers[4 * m + n] = std::fma(part.at[n], factor, numbers[4 * m + n]);
       }
     }

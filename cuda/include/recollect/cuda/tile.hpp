@@ -64,21 +64,14 @@ constexpr bool load_tile(const Thread& thread, const void* data, dtype type, ind
 /// scores[i][j] = row y + 16 i of a . row x + 16 j of b, over `depth` numbers.
 template <class T>
 constexpr void products(Place at, const float* a, const float* b, int depth, typename T::Scores& scores) {
-#pragma unroll
   for (int i = 0; i < T::per_thread; ++i)
-#pragma unroll
     for (int j = 0; j < T::per_thread; ++j) scores[i][j] = 0;
   for (int k = 0; k < depth; k += 4) {
     Four left[T::per_thread], right[T::per_thread];
-#pragma unroll
     for (int i = 0; i < T::per_thread; ++i) left[i] = four(a + (at.y + square * i) * T::pitch + k);
-#pragma unroll
     for (int j = 0; j < T::per_thread; ++j) right[j] = four(b + (at.x + square * j) * T::pitch + k);
-#pragma unroll
     for (int i = 0; i < T::per_thread; ++i)
-#pragma unroll
       for (int j = 0; j < T::per_thread; ++j)
-#pragma unroll
         for (int c = 0; c < 4; ++c) scores[i][j] = std::fma(left[i].at[c], right[j].at[c], scores[i][j]);
   }
 }
@@ -86,17 +79,13 @@ constexpr void products(Place at, const float* a, const float* b, int depth, typ
 /// weights[y + 16 i][x + 16 j] = scores[i][j]
 template <class T>
 constexpr void put_weights(Place at, const typename T::Scores& scores, float* weights) {
-#pragma unroll
   for (int i = 0; i < T::per_thread; ++i)
-#pragma unroll
     for (int j = 0; j < T::per_thread; ++j) weights[(at.y + square * i) * T::weight_pitch + at.x + square * j] = scores[i][j];
 }
 
 template <class T>
 constexpr void clear(typename T::Sums& sums) {
-#pragma unroll
   for (int i = 0; i < T::per_thread; ++i)
-#pragma unroll
     for (int m = 0; m < 4 * T::quads; ++m) sums[i][m] = 0;
 }
 
@@ -106,16 +95,11 @@ template <class T, bool guarded>
 constexpr void add_weighted(Place at, const float* weights, const float* rows, typename T::Sums& sums) {
   for (int c = 0; c < T::rows; c += 4) {
     Four weight[T::per_thread];
-#pragma unroll
     for (int i = 0; i < T::per_thread; ++i) weight[i] = four(weights + (at.y + square * i) * T::weight_pitch + c);
-#pragma unroll
     for (int u = 0; u < 4; ++u)
-#pragma unroll
       for (int m = 0; m < T::quads; ++m) {
         const Four row = four(rows + (c + u) * T::pitch + 4 * at.x + 64 * m);
-#pragma unroll
         for (int i = 0; i < T::per_thread; ++i)
-#pragma unroll
           for (int n = 0; n < 4; ++n)
             if (!guarded || weight[i].at[u] != 0) sums[i][4 * m + n] = std::fma(weight[i].at[u], row.at[n], sums[i][4 * m + n]);
       }
@@ -133,9 +117,7 @@ constexpr void add_weighted(Place at, bool guarded, const float* weights, const 
 /// f(column, number) for each of a row's sums that this thread holds and that lies below `width`.
 template <class T, class F>
 constexpr void each_column(Place at, int width, const typename T::Sums& sums, int i, F&& f) {
-#pragma unroll
   for (int m = 0; m < T::quads; ++m)
-#pragma unroll
     for (int n = 0; n < 4; ++n) {
       const int column = 4 * at.x + 64 * m + n;
       if (column < width) f(column, sums[i][4 * m + n]);
