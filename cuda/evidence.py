@@ -67,7 +67,7 @@ def record(unit: str, **seen: Any) -> None:
 
 
 def summary() -> str:
-    return "; ".join(f"{unit}: {state(unit)}" for unit in units())
+    return " | ".join(f"{unit}: {state(unit)}" for unit in units())  # no semicolon: this goes through CMake
 
 
 if __name__ == "__main__":

@@ -27,7 +27,10 @@ def cuda_state() -> str:
     """Whether there is a CUDA backend, a device, and which kernels have been seen to work on one."""
     if find_spec(f"{__package__}._cuda") is None:
         return "not built"
-    module = import_module(f"{__package__}._cuda")
+    try:
+        module = import_module(f"{__package__}._cuda")
+    except ImportError as problem:
+        return f"built, but cannot be loaded: {problem}"
     count, why = module.cards()
     here = module.card_name(0) if count else f"no device: {why}"
     return f"built; {here}; {module.evidence}"
