@@ -75,6 +75,7 @@ struct FastWeightScan {
   struct Stage {
     float key[chunk * width], query[chunk * width], b[chunk * width], a[chunk * width], channel_decay[chunk * width];
     float value[chunk * columns], beta[chunk], decay[chunk];
+    index_t begin[8];  // of the sequence, in the order of load_stage
   };
 
   template <class Thread>
@@ -84,6 +85,11 @@ struct FastWeightScan {
     const int lane = thread.index() % warp_size, group = lane / warp_columns;
     const int own = thread.index() / warp_size * warp_columns + lane % warp_columns, column = first_column + own;
     Stage& stage = *reinterpret_cast<Stage*>(thread.shared());
+    if (thread.index() == 0) {
+      int i = 0;
+      const auto put = [&](const auto&... rows) { ((stage.begin[i++] = a.offset(rows, h)), ...); };
+      put(a.query, a.key, a.b, a.a, a.channel_decay, a.value, a.beta, a.decay);
+    }
     Sequence s{a, h, column, group};
     s.load();
     const float scale = a.scale.given() ? read(a.scale.data, a.scale.type, a.offset(a.scale, h)) : a.scale_number;
@@ -91,7 +97,7 @@ struct FastWeightScan {
     for (index_t first = 0; first < a.tokens; first += chunk) {
       const int count = a.tokens - first < chunk ? static_cast<int>(a.tokens - first) : chunk;
       thread.barrier();
-      load_stage(thread, a, h, first_column, first, count, stage);
+      load_stage(thread, a, first_column, first, count, stage);
       thread.barrier();
       if (a.norm != row_norm::none) {
         normalise_rows(thread, a, count, stage);
@@ -204,10 +210,10 @@ struct FastWeightScan {
 
   /// Rows of some tokens; what lies beyond K is zero.
   template <class Thread>
-  static constexpr void load_rows(const Thread& thread, const Arguments& a, const TokenRows<const void>& from, int map, index_t h,
+  static constexpr void load_rows(const Thread& thread, const Arguments& a, const TokenRows<const void>& from, int map, index_t begin,
                                   index_t first, int count, float* rows) {
     if (!from.given()) return;
-    const index_t begin = a.offset(from, h) + first * from.time;
+    begin += first * from.time;
     for (int i = thread.index(); i < count * width; i += threads) {
       const int t = i / width, k = i % width;
       rows[i] = k < a.keys ? map_value(feature_maps{}, map, read(from.data, from.type, begin + t * from.time + k * from.inner)) : 0.0f;
@@ -215,26 +221,27 @@ struct FastWeightScan {
   }
 
   template <class Thread>
-  static constexpr void load_stage(const Thread& thread, const Arguments& a, index_t h, int first_column, index_t first, int count,
-                                   Stage& stage) {
-    load_rows(thread, a, a.key, a.map, h, first, count, stage.key);
-    load_rows(thread, a, a.query, a.map, h, first, count, stage.query);
-    load_rows(thread, a, a.b, 0, h, first, count, stage.b);
-    load_rows(thread, a, a.a, 0, h, first, count, stage.a);
-    load_rows(thread, a, a.channel_decay, 0, h, first, count, stage.channel_decay);
+  static constexpr void load_stage(const Thread& thread, const Arguments& a, int first_column, index_t first, int count, Stage& stage) {
+    const auto& begin = stage.begin;
+    load_rows(thread, a, a.query, a.map, begin[0], first, count, stage.query);
+    load_rows(thread, a, a.key, a.map, begin[1], first, count, stage.key);
+    load_rows(thread, a, a.b, 0, begin[2], first, count, stage.b);
+    load_rows(thread, a, a.a, 0, begin[3], first, count, stage.a);
+    load_rows(thread, a, a.channel_decay, 0, begin[4], first, count, stage.channel_decay);
     if (a.channel_decay.given() && a.log_decay)  // by the thread that has loaded it
       for (int i = thread.index(); i < count * width; i += threads) stage.channel_decay[i] = std::exp(stage.channel_decay[i]);
     for (int i = thread.index(); a.value.given() && i < count * columns; i += threads) {
       const int t = i / columns, column = first_column + i % columns;
-      const index_t place = a.offset(a.value, h) + (first + t) * a.value.time + column * a.value.inner;
+      const index_t place = begin[5] + (first + t) * a.value.time + column * a.value.inner;
       stage.value[i] = column < a.values ? read(a.value.data, a.value.type, place) : 0.0f;
     }
     if (thread.index() >= count) return;
-    const auto number = [&](const TokenRows<const void>& from) {
-      return from.given() ? read(from.data, from.type, a.offset(from, h) + (first + thread.index()) * from.time) : 1.0f;
+    const auto number = [&](const TokenRows<const void>& from, index_t start) {
+      return from.given() ? read(from.data, from.type, start + (first + thread.index()) * from.time) : 1.0f;
     };
-    stage.beta[thread.index()] = number(a.beta);
-    stage.decay[thread.index()] = a.decay.given() && a.log_decay ? std::exp(number(a.decay)) : number(a.decay);
+    const float decay = number(a.decay, begin[7]);
+    stage.beta[thread.index()] = number(a.beta, begin[6]);
+    stage.decay[thread.index()] = a.decay.given() && a.log_decay ? std::exp(decay) : decay;
   }
 
   /// phi(key) and phi(query) divided by their sum or length: a warp for each row.

@@ -5,6 +5,7 @@
 #include <bit>
 #include <cmath>
 #include <limits>
+#include <type_traits>
 
 #include "recollect/core/dtype.hpp"
 
@@ -53,13 +54,16 @@ constexpr float read(const void* data, dtype type, index_t place) {
 }
 
 template <class T>
-constexpr void write(void* data, dtype type, index_t place, T value) {
-  if (type == dtype::float16)
-    static_cast<float16*>(data)[place] = narrow<float16>(value);
-  else if (type == dtype::bfloat16)
-    static_cast<bfloat16*>(data)[place] = narrow<bfloat16>(value);
-  else
+constexpr void write(void* data, index_t place, float value) {
+  if constexpr (std::is_same_v<T, float>)
     static_cast<float*>(data)[place] = value;
+  else
+    static_cast<T*>(data)[place] = narrow<T>(value);
+}
+
+template <class T = float>
+constexpr void write(void* data, dtype type, index_t place, T value) {
+  visit_stored(type, [&]<class Stored>() { write<Stored>(data, place, value); });
 }
 
 inline constexpr float infinity = std::numeric_limits<float>::infinity();

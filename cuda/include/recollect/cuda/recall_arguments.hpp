@@ -8,6 +8,17 @@
 
 namespace recollect::cuda {
 
+/// visit(axis, place along it) for every axis of a flat number, the last first. Divisions are slow on a device: whoever needs several
+/// offsets takes them in one walk.
+template <class Visit>
+constexpr void walk(const Axes& axes, index_t flat, Visit&& visit) {
+  for (int axis = axes.rank - 1; axis >= 0; --axis) {
+    const index_t rest = flat / axes.extents[axis];
+    visit(axis, flat - rest * axes.extents[axis]);
+    flat = rest;
+  }
+}
+
 /// An operand or output with its element type.
 template <class P>
 struct Operand {
@@ -55,15 +66,17 @@ struct RecallArguments {
     return seen < 0 ? 0 : seen < patterns ? seen : patterns;
   }
 
-  /// Where row r of entry o begins.
-  template <class P>
-  constexpr index_t offset(const Operand<P>& operand, index_t o, index_t r) const {
-    return outer_axes.offset(o, operand.at.outer) + row_axes.offset(r, operand.at.row);
-  }
-
-  /// The number by which scalar products become scores in units of log 2.
-  constexpr float factor(index_t o, index_t r) const {
-    return (scale.given() ? read(scale.at.data, scale.type, offset(scale, o, r)) : scale_number) * log2_e;
+  /// Where row r of entry o begins in each of some operands and outputs.
+  template <class... Operands>
+  constexpr std::array<index_t, sizeof...(Operands)> offsets(index_t o, index_t r, const Operands&... operand) const {
+    std::array<index_t, sizeof...(Operands)> places{};
+    const auto add = [&](index_t i, auto... strides) {
+      int k = 0;
+      ((places[k++] += i * strides), ...);
+    };
+    walk(outer_axes, o, [&](int axis, index_t i) { add(i, operand.at.outer[axis]...); });
+    walk(row_axes, r, [&](int axis, index_t i) { add(i, operand.at.row[axis]...); });
+    return places;
   }
 };
 
@@ -100,6 +113,7 @@ struct Sight {
 /// in it are done once for each row.
 struct Row {
   Sight sight;
+  index_t out = -1;                // where its result begins, set when there is one
   index_t query = -1, d_out = -1;  // where it begins; negative beyond the last row
   float factor = 0;                // from scalar products to scores
   float shift = 0, dot = 0;        // of gradients: a weight is exp2(score - shift); d_out . out
@@ -108,9 +122,10 @@ struct Row {
 constexpr Row row_of(const RecallArguments& a, index_t o, index_t r) {
   Row row;
   if (r >= a.rows) return row;
-  row.sight = {a.mask.given() ? a.offset(a.mask, o, r) : -1, a.bias.given() ? a.offset(a.bias, o, r) : -1, a.limit(r, r)};
-  row.query = a.offset(a.query, o, r);
-  row.factor = a.factor(o, r);
+  const auto [query, mask, bias, scale] = a.offsets(o, r, a.query, a.mask, a.bias, a.scale);
+  row.sight = {a.mask.given() ? mask : -1, a.bias.given() ? bias : -1, a.limit(r, r)};
+  row.query = query;
+  row.factor = (a.scale.given() ? read(a.scale.at.data, a.scale.type, scale) : a.scale_number) * log2_e;
   return row;
 }
 

@@ -28,7 +28,7 @@ struct RecallDots {
     float sum = 0;
     if (row < all) {
       const index_t o = row / a.rows, r = row % a.rows;
-      const index_t out = a.offset(a.out, o, r), d_out = a.offset(arguments.d_out, o, r);
+      const auto [out, d_out] = a.offsets(o, r, a.out, arguments.d_out);
       for (int e = thread.index() % square; e < a.value_width; e += square)
         sum = std::fma(read(a.out.at.data, a.out.type, out + e * a.out.at.inner),
                        read(arguments.d_out.at.data, arguments.d_out.type, d_out + e * arguments.d_out.at.inner), sum);
@@ -47,20 +47,20 @@ struct RecallTiles {
     const RecallArguments& a = arguments.recall;
     Row row = cuda::row_of(a, o, r);
     if (r >= a.rows) return row;
-    const float largest = read(a.largest.at.data, a.largest.type, a.offset(a.largest, o, r));
-    row.shift = largest + read(a.log_sum.at.data, a.log_sum.type, a.offset(a.log_sum, o, r));
-    row.d_out = a.offset(arguments.d_out, o, r);
+    const auto [at_largest, at_log_sum, d_out] = a.offsets(o, r, a.largest, a.log_sum, arguments.d_out);
+    const float largest = read(a.largest.at.data, a.largest.type, at_largest);
+    row.shift = largest + read(a.log_sum.at.data, a.log_sum.type, at_log_sum);
+    row.d_out = d_out;
     row.dot = arguments.dots[o * a.rows + r];
     if (largest == -infinity) row.sight.limit = 0;
     return row;
   }
 
-  /// The table of some rows, and their queries and cotangents.
+  /// The table of some rows, and their queries and cotangents. The table before was last read before some barrier.
   template <class Thread>
   static constexpr void load_rows(const Thread& thread, const RecallBackwardArguments& arguments, index_t o, index_t first, Row* table,
                                   float* queries, float* cotangents) {
     const RecallArguments& a = arguments.recall;
-    thread.barrier();
     if (thread.index() < T::rows) table[thread.index()] = row_of(arguments, o, first + thread.index());
     thread.barrier();
     load_tile<T>(thread, a.query.at.data, a.query.type, a.query.at.inner, a.width, queries, [&](int r) { return table[r].query; });
@@ -128,15 +128,13 @@ struct RecallBackwardRows {
       thread.barrier();
       add_weighted<T>(at, guarded, weights, keys, sums);
     }
-#pragma unroll
-    for (int i = 0; i < T::per_thread; ++i) {
-      const index_t r = first_row + at.y + square * i;
-      if (r >= a.rows) continue;
-      const index_t begin = a.offset(arguments.d_query, o, r);
-      each_column<T>(at, a.width, sums, i, [&](int k, float x) {
-        write(arguments.d_query.at.data, arguments.d_query.type, begin + k * arguments.d_query.at.inner, x);
-      });
-    }
+    thread.barrier();
+    const index_t own = first_row + thread.index();
+    if (thread.index() < T::rows && own < a.rows) table[thread.index()].out = a.offsets(o, own, arguments.d_query)[0];
+    put_sums<T>(at, sums, queries);
+    thread.barrier();
+    store_tile<T>(thread, queries, arguments.d_query.at.data, arguments.d_query.type, arguments.d_query.at.inner, a.width,
+                  [&](int r) { return table[r].out; });
   }
 };
 
@@ -189,21 +187,21 @@ struct RecallBackwardPatterns {
       thread.barrier();
       add_weighted<T, true>(at, weights, queries, d_keys);
     }
-#pragma unroll
-    for (int i = 0; i < T::per_thread; ++i) {
-      const index_t c = first + at.y + square * i;
-      if (c >= a.patterns) continue;
-      store(a, at, arguments.d_key, a.width, o, c, d_keys, i);
-      store(a, at, arguments.d_value, a.value_width, o, c, d_values, i);
-    }
+    thread.barrier();
+    store(thread, a, at, arguments.d_key, a.width, o, first, d_keys, queries);
+    store(thread, a, at, arguments.d_value, a.value_width, o, first, d_values, cotangents);
   }
 
  private:
-  static constexpr void store(const RecallArguments& a, Place at, const MemoryGradient& to, int width, index_t o, index_t c,
-                              const typename T::Sums& sums, int i) {
+  template <class Thread>
+  static constexpr void store(const Thread& thread, const RecallArguments& a, Place at, const MemoryGradient& to, int width, index_t o,
+                              index_t first, const typename T::Sums& sums, float* tile) {
     if (!to.given()) return;
-    const index_t begin = a.outer_axes.offset(o, to.outer) + c * to.row;
-    each_column<T>(at, width, sums, i, [&](int k, float x) { write(to.data, to.type, begin + k * to.inner, x); });
+    put_sums<T>(at, sums, tile);
+    thread.barrier();
+    const index_t begin = a.outer_axes.offset(o, to.outer);
+    store_tile<T>(thread, tile, to.data, to.type, to.inner, width,
+                  [&](int r) { return first + r < a.patterns ? begin + (first + r) * to.row : index_t(-1); });
   }
 };
 

@@ -11,9 +11,10 @@ namespace recollect::cuda {
 
 /// What one row comes to: written by the thread whose x is 0.
 constexpr void write_row_results(const RecallArguments& a, index_t o, index_t r, const math::OnlineSoftmax<float>& state) {
-  if (a.lse.given()) write(a.lse.at.data, a.lse.type, a.offset(a.lse, o, r), static_cast<float>(state.log_sum() * ln_2));
-  if (a.largest.given()) write(a.largest.at.data, a.largest.type, a.offset(a.largest, o, r), state.largest);
-  if (a.log_sum.given()) write(a.log_sum.at.data, a.log_sum.type, a.offset(a.log_sum, o, r), std::log2(state.sum));
+  const auto [lse, largest, log_sum] = a.offsets(o, r, a.lse, a.largest, a.log_sum);
+  if (a.lse.given()) write(a.lse.at.data, a.lse.type, lse, static_cast<float>(state.log_sum() * ln_2));
+  if (a.largest.given()) write(a.largest.at.data, a.largest.type, largest, state.largest);
+  if (a.log_sum.given()) write(a.log_sum.at.data, a.log_sum.type, log_sum, std::log2(state.sum));
 }
 
 template <class T>
@@ -60,9 +61,8 @@ struct RecallForward {
       thread.barrier();
       add_weighted<T>(at, odd, weights, memory, sums);
     }
-#pragma unroll
-    for (int i = 0; i < T::per_thread; ++i)
-      if (first_row + at.y + square * i < a.rows) finish(a, at, o, split, first_row + at.y + square * i, state[i], sums, i);
+    thread.barrier();
+    finish(thread, a, at, o, split, first_row, state, sums, table, memory);
   }
 
  private:
@@ -97,19 +97,33 @@ struct RecallForward {
     return shrink;
   }
 
-  static constexpr void finish(const Arguments& a, Place at, index_t o, index_t split, index_t r, const math::OnlineSoftmax<float>& state,
-                               const typename T::Sums& sums, int i) {
-    if (a.splits > 1) {
-      const index_t row = (split * a.outer + o) * a.rows + r;
-      if (at.x == 0) a.partial_states[2 * row] = state.largest, a.partial_states[2 * row + 1] = state.sum;
-      return each_column<T>(at, a.value_width, sums, i, [&](int e, float x) { a.partial_sums[row * a.value_width + e] = x; });
+  /// The rows' results, by way of a tile.
+  template <class Thread>
+  static constexpr void finish(const Thread& thread, const Arguments& a, Place at, index_t o, index_t split, index_t first_row,
+                               const math::OnlineSoftmax<float> (&state)[T::per_thread], typename T::Sums& sums, Row* table, float* tile) {
+    const bool whole = a.splits == 1;
+    const index_t part = (split * a.outer + o) * a.rows, own = first_row + thread.index();
+    if (thread.index() < T::rows && own < a.rows)
+      table[thread.index()].out = whole ? a.offsets(o, own, a.out)[0] : (part + own) * a.value_width;
+#pragma unroll
+    for (int i = 0; i < T::per_thread; ++i) {
+      const index_t r = first_row + at.y + square * i;
+      const float factor = !whole ? 1.0f : state[i].sum == 0 ? 0.0f : 1 / state[i].sum;
+#pragma unroll
+      for (int m = 0; m < 4 * T::quads; ++m) sums[i][m] *= factor;
+      if (at.x != 0 || r >= a.rows) continue;
+      if (whole)
+        write_row_results(a, o, r, state[i]);
+      else
+        a.partial_states[2 * (part + r)] = state[i].largest, a.partial_states[2 * (part + r) + 1] = state[i].sum;
     }
-    if (at.x == 0) write_row_results(a, o, r, state);
-    if (!a.out.given()) return;
-    const index_t begin = a.offset(a.out, o, r);
-    const float divisor = state.sum == 0 ? 0.0f : 1 / state.sum;
-    each_column<T>(at, a.value_width, sums, i,
-                   [&](int e, float x) { write(a.out.at.data, a.out.type, begin + e * a.out.at.inner, x * divisor); });
+    put_sums<T>(at, sums, tile);
+    thread.barrier();
+    const auto offset_of = [&](int r) { return table[r].out; };
+    if (!whole)
+      store_tile<T>(thread, tile, a.partial_sums, dtype::float32, 1, a.value_width, offset_of);
+    else if (a.out.given())
+      store_tile<T>(thread, tile, a.out.at.data, a.out.type, a.out.at.inner, a.value_width, offset_of);
   }
 };
 
@@ -136,6 +150,7 @@ struct RecallMerge {
     if (lane == 0) write_row_results(a, o, r, state);
     if (!a.out.given()) return;
     const float divisor = state.sum == 0 ? 0.0f : 1 / state.sum;
+    const index_t begin = a.offsets(o, r, a.out)[0];
     for (int e = lane; e < a.value_width; e += warp_size) {
       float sum = 0;
       for (index_t split = 0; split < a.splits; ++split) {
@@ -143,7 +158,7 @@ struct RecallMerge {
         const float weight = weight_of(a, part, state);
         if (weight != 0) sum = std::fma(weight, a.partial_sums[part * a.value_width + e], sum);
       }
-      write(a.out.at.data, a.out.type, a.offset(a.out, o, r) + e * a.out.at.inner, sum * divisor);
+      write(a.out.at.data, a.out.type, begin + e * a.out.at.inner, sum * divisor);
     }
   }
 

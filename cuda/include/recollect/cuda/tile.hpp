@@ -114,14 +114,24 @@ constexpr void add_weighted(Place at, bool guarded, const float* weights, const 
     add_weighted<T, false>(at, weights, rows, sums);
 }
 
-/// f(column, number) for each of a row's sums that this thread holds and that lies below `width`.
-template <class T, class F>
-constexpr void each_column(Place at, int width, const typename T::Sums& sums, int i, F&& f) {
-  for (int m = 0; m < T::quads; ++m)
-    for (int n = 0; n < 4; ++n) {
-      const int column = 4 * at.x + 64 * m + n;
-      if (column < width) f(column, sums[i][4 * m + n]);
+/// Sums into a tile, from which they are stored.
+template <class T>
+constexpr void put_sums(Place at, const typename T::Sums& sums, float* tile) {
+  for (int i = 0; i < T::per_thread; ++i)
+    for (int m = 0; m < T::quads; ++m)
+      for (int n = 0; n < 4; ++n) tile[(at.y + square * i) * T::pitch + 4 * at.x + 64 * m + n] = sums[i][4 * m + n];
+}
+
+/// A tile into rows of memory; see load_tile.
+template <class T, class Thread, class OffsetOf>
+constexpr void store_tile(const Thread& thread, const float* tile, void* data, dtype type, index_t inner, int width, OffsetOf&& offset_of) {
+  visit_stored(type, [&]<class Stored>() {
+    for (int i = thread.index(); i < T::rows * T::width; i += T::threads) {
+      const int r = i / T::width, k = i % T::width;
+      const index_t offset = offset_of(r);
+      if (offset >= 0 && k < width) write<Stored>(data, offset + k * inner, tile[r * T::pitch + k]);
     }
+  });
 }
 
 }  // namespace recollect::cuda
