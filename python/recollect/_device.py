@@ -121,10 +121,10 @@ class Call:
         return out
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> Any:
-        if type_name(self.like) == dtype and hasattr(self.like, "new_empty"):
-            return self.like.new_empty(shape)  # PyTorch, from its own pool
-        owned = self.module.empty(self.card, list(shape), dtype)
-        return _namespace(self.like).from_dlpack(owned)
+        namespace = _namespace(self.like)
+        if hasattr(self.like, "new_empty"):  # PyTorch, from its own pool
+            return self.like.new_empty(shape, dtype=getattr(namespace, dtype))
+        return namespace.from_dlpack(self.module.empty(self.card, list(shape), dtype))
 
 
 def _handle(op: str, stream: Any) -> int:
