@@ -50,7 +50,9 @@ def backend(op: str, name: str) -> Any:
             "build it with -Ccmake.define.RECOLLECT_CUDA=ON, or copy the array to the memory of this process"
         ) from None
     except ImportError as problem:
-        raise RuntimeError(f"{op}: {name} is on a CUDA device, but the CUDA backend cannot be loaded: {problem}") from None
+        raise RuntimeError(
+            f"{op}: {name} is on a CUDA device, but the CUDA backend cannot be loaded: {problem}"
+        ) from None
     count, why = module.cards()
     if not count:
         raise RuntimeError(f"{op}: {name} is on a CUDA device, but CUDA does not answer: {why}")

@@ -231,3 +231,13 @@ def test_an_unusable_output_is_refused(module):
     for out, kind in ((Fake(2, 5, 2), ValueError), (Fake(2, 5, 3, dtype="float16"), TypeError), (HERE, TypeError)):
         with pytest.raises(kind, match="attention.attend: out "):
             rc.attention.attend(q, k, v, out=out)
+
+
+def test_the_module_takes_arrays_of_a_device_alone():
+    cuda = pytest.importorskip("recollect._cuda", reason="not built")
+    x = np.zeros((3, 4), np.float32)
+    sentence = "attention.attend: query is not on a CUDA device; expected cuda:0"
+    with pytest.raises(TypeError, match=sentence):
+        cuda.attention_attend((0, 0), x, x, x, (1.0, None), None, None, "none", "softmax", x)
+    with pytest.raises(TypeError, match="hopfield.retrieve: state is not on a CUDA device"):
+        cuda.hopfield_retrieve((0, 0), x, x, None, (1.0, None), None, "softmax", 1, x)
