@@ -4,7 +4,9 @@
 #include "array.hpp"
 #include "exceptions.hpp"
 #include <algorithm>
+#include <optional>
 
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
@@ -22,7 +24,9 @@ namespace {
 /// (card, stream as a number): where everything happens.
 using Place = std::pair<int, std::uintptr_t>;
 /// A number for all, or an array of the device.
-using Scale = std::pair<double, In>;
+using Scale = std::pair<double, std::optional<In>>;
+
+In array_of(const Scale& scale) { return scale.second ? *scale.second : In(); }
 
 cuda::Queue queue(const Place& place) { return {place.first, reinterpret_cast<void*>(place.second)}; }
 
@@ -54,10 +58,11 @@ attention::parameters parameters(const std::string& causal_name, const std::stri
 void attend(const Place& place, const In& query, const In& key, const In& value, const Scale& scale, const In& mask, const In& bias,
             const std::string& causal, const std::string& separation, const Out& out, const Out& lse, const Out& largest,
             const Out& log_sum) {
-  check_cards("attention.attend", place, named("query", query), named("key", key), named("value", value), named("scale", scale.second),
+  const In scale_array = array_of(scale);
+  check_cards("attention.attend", place, named("query", query), named("key", key), named("value", value), named("scale", scale_array),
               named("mask", mask), named("bias", bias), named("out", out), named("lse", lse), named("largest", largest),
               named("log_sum", log_sum));
-  const attention::operands in{input(query), input(key), input(value), input(scale.second), input(mask), input(bias), {}};
+  const attention::operands in{input(query), input(key), input(value), input(scale_array), input(mask), input(bias), {}};
   const attention::results to{output(out), output(lse), {output(largest), output(log_sum)}};
   nb::gil_scoped_release release;
   cuda::attend(queue(place), in, scale.first, parameters(causal, separation), to);
@@ -66,10 +71,11 @@ void attend(const Place& place, const In& query, const In& key, const In& value,
 void attend_backward(const Place& place, const In& query, const In& key, const In& value, const Scale& scale, const In& mask,
                      const In& bias, const std::string& causal, const std::string& separation, const In& largest, const In& log_sum,
                      const In& out, const In& d_out, const Out& d_query, const Out& d_key, const Out& d_value) {
-  check_cards("attention.attend", place, named("query", query), named("key", key), named("value", value), named("scale", scale.second),
+  const In scale_array = array_of(scale);
+  check_cards("attention.attend", place, named("query", query), named("key", key), named("value", value), named("scale", scale_array),
               named("mask", mask), named("bias", bias), named("largest", largest), named("log_sum", log_sum), named("out", out),
               named("d_out", d_out), named("d_query", d_query), named("d_key", d_key), named("d_value", d_value));
-  const attention::operands in{input(query), input(key), input(value), input(scale.second), input(mask), input(bias), {}};
+  const attention::operands in{input(query), input(key), input(value), input(scale_array), input(mask), input(bias), {}};
   const attention::gradients to{output(d_query), output(d_key), output(d_value), {}, {}, {}, {}};
   const attention::saved kept{input(largest), input(log_sum)};
   const ConstArray result = input(out), cotangent = input(d_out);
@@ -79,9 +85,10 @@ void attend_backward(const Place& place, const In& query, const In& key, const I
 
 void retrieve(const Place& place, const In& state, const In& patterns, const In& values, const Scale& beta, const In& mask,
               const std::string& separation, index_t steps, const Out& out) {
+  const In beta_array = array_of(beta);
   check_cards("hopfield.retrieve", place, named("state", state), named("patterns", patterns), named("values", values),
-              named("beta", beta.second), named("mask", mask), named("out", out));
-  const hopfield::operands in{input(state), input(patterns), input(values), input(beta.second), input(mask)};
+              named("beta", beta_array), named("mask", mask), named("out", out));
+  const hopfield::operands in{input(state), input(patterns), input(values), input(beta_array), input(mask)};
   hopfield::results to;
   to.state = output(out);
   nb::gil_scoped_release release;
@@ -107,11 +114,12 @@ void fast_weight(const Place& place, const In& query, const In& key, const In& v
                  const In& decay, const In& channel_decay, const Scale& scale, const In& state, const std::string& feature_map,
                  const std::string& norm, const Options& options, const Out& out, const Out& out_state) {
   const char* op = std::get<0>(options).c_str();
+  const In scale_array = array_of(scale);
   check_cards(op, place, named("query", query), named("key", key), named("value", value), named("beta", beta), named("a", a), named("b", b),
-              named("decay", decay), named("decay", channel_decay), named("scale", scale.second), named("state", state), named("out", out),
+              named("decay", decay), named("decay", channel_decay), named("scale", scale_array), named("state", state), named("out", out),
               named("out_state", out_state));
-  const fast_weight::operands in{input(query), input(key),   input(value),         input(beta),         input(a),
-                                 input(b),     input(decay), input(channel_decay), input(scale.second), input(state)};
+  const fast_weight::operands in{input(query), input(key),   input(value),         input(beta),        input(a),
+                                 input(b),     input(decay), input(channel_decay), input(scale_array), input(state)};
   const row_norm divisor = norm == "sum" ? row_norm::sum : norm == "l2" ? row_norm::l2 : row_norm::none;
   const fast_weight::results to{output(out), output(out_state), {}};
   nb::gil_scoped_release release;
@@ -126,7 +134,7 @@ std::pair<int, std::string> cards() {
 }
 
 /// An array of the card that any framework can take over by DLPack.
-nb::ndarray<> empty(int card, const std::vector<std::size_t>& shape, const std::string& type) {
+nb::ndarray<nb::array_api> empty(int card, const std::vector<std::size_t>& shape, const std::string& type) {
   nb::dlpack::dtype element = nb::dtype<float>();
   if (type == "float16" || type == "bfloat16") {
     element.bits = 16;
@@ -136,7 +144,7 @@ nb::ndarray<> empty(int card, const std::vector<std::size_t>& shape, const std::
   for (std::size_t extent : shape) bytes *= static_cast<index_t>(extent);
   void* const memory = cuda::allocate(card, std::max<index_t>(bytes, 1));  // an owner needs something to own
   nb::capsule owner(memory, [](void* p) noexcept { cuda::release(p); });
-  return nb::ndarray<>(memory, shape.size(), shape.data(), owner, nullptr, element, nb::device::cuda::value, card);
+  return nb::ndarray<nb::array_api>(memory, shape.size(), shape.data(), owner, nullptr, element, nb::device::cuda::value, card);
 }
 
 }  // namespace

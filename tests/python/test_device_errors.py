@@ -238,6 +238,13 @@ def test_the_module_takes_arrays_of_a_device_alone():
     x = np.zeros((3, 4), np.float32)
     sentence = "attention.attend: query is not on a CUDA device; expected cuda:0"
     with pytest.raises(TypeError, match=sentence):
-        cuda.attention_attend((0, 0), x, x, x, (1.0, None), None, None, "none", "softmax", x)
+        cuda.attention_attend((0, 0), x, x, x, (1.0, x), None, None, "none", "softmax", x, None, None, None)
     with pytest.raises(TypeError, match="hopfield.retrieve: state is not on a CUDA device"):
         cuda.hopfield_retrieve((0, 0), x, x, None, (1.0, None), None, "softmax", 1, x)
+    with pytest.raises(TypeError, match="fastweight.delta_rule: query is not on a CUDA device"):
+        options = ("fastweight.delta_rule", "delta", "none", False, 64)
+        given = dict.fromkeys(("key", "value", "beta", "a", "b", "decay", "channel_decay", "state"))
+        cuda.fast_weight((0, 0), x, **given, scale=(1.0, None), feature_map="identity", norm="none", options=options)
+    with pytest.raises(TypeError, match="attention.attend: query is not on a CUDA device"):
+        how = ((1.0, None), None, None, "none", "softmax")
+        cuda.attention_attend_backward((0, 0), x, x, x, *how, x[:, 0], x[:, 0], x, x, x, x, x)
