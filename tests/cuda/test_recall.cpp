@@ -129,6 +129,10 @@ void test_masks(std::mt19937_64& random) {
     c.value = test::random({70, 9}, random);
     check_forward(c, "causal, fewer keys");
     check_backward(c, random, "causal, fewer keys");
+    c = plain(random, 150, 30, 20, 24);  // whole tiles of rows see nothing
+    c.causal = causal;
+    check_forward(c, "causal, far fewer keys");
+    check_backward(c, random, "causal, far fewer keys");
   }
   Attention b = plain(random, 20, 80, 20, 24);
   b.bias = test::random({20, 80}, random);
