@@ -1,4 +1,4 @@
-"""Fast weights: inputs, ours, truth and peers of the ops named delta*, gated*, linear*. Everything from the equations
+"""Fast weights: inputs, ours, truth and peers of the ops named delta*, gated*, linear*, favor*. Everything from the equations
 
 S <- g_t S,    S <- S + beta_t k_t (v_t - S^T k_t)^T,    o_t = S^T q_t        (the sum rule without S^T k_t)
 """
@@ -24,11 +24,16 @@ def inputs(case):
     state = rng.standard_normal((H, d, d), dtype=case.dtype) if case.op.startswith("delta_step") else None
     if not case.op.startswith(("gated", "kimi")):
         decay = None
-    return SimpleNamespace(query=query, key=key, value=value, beta=beta, decay=decay, d_out=d_out, state=state)
+    matrix = rng.standard_normal((case.shape["m"], d)) if case.op.startswith("favor") else None
+    return SimpleNamespace(
+        query=query, key=key, value=value, beta=beta, decay=decay, d_out=d_out, state=state, matrix=matrix
+    )
 
 
 def _call(rc, case, x):
     """The op with its operands, and its options."""
+    if case.op.startswith("favor"):
+        return rc.fastweight.linear_attention, (x.query, x.key, x.value), {"feature_map": rc.fastweight.favor(x.matrix)}
     if case.op.startswith("linear"):
         return rc.fastweight.linear_attention, (x.query, x.key, x.value), {"feature_map": None, "normalize": False}
     return rc.fastweight.delta_rule, (x.query, x.key, x.value, x.beta), {"decay": x.decay}
@@ -104,6 +109,38 @@ def gradient_truth(case, x):
     return oracle.Truth(tuple((np.array([head]), part[None]) for part in (d_q, d_k, d_v)), 1.0)
 
 
+def _favor(x, matrix, exp, concatenate):
+    """phi but for its factor, which a normaliser takes out."""
+    x = x * x.shape[-1] ** -0.25
+    scores, half = x @ matrix.T, (x * x).sum(-1)[..., None] / 2
+    return concatenate([exp(scores - half), exp(-scores - half)], -1)
+
+
+def favor_truth(case, x):
+    """All weights of the first head, normalised."""
+    q, k, v = (array[0].astype(np.float64) for array in (x.query, x.key, x.value))
+    weights = np.tril(_favor(q, x.matrix, np.exp, np.concatenate) @ _favor(k, x.matrix, np.exp, np.concatenate).T)
+    return oracle.Truth(((np.array([0]), (weights @ v / weights.sum(-1, keepdims=True))[None]),), 1.0)
+
+
+def favor_gradient_truth(case, x):
+    """With e_tf,s = phi(q)_tf phi(k)_sf g_t . (v_s - o_t) / n_t, its sums over s and over t are the gradients of log phi; the first head."""
+    q, k, v, g = (array[0].astype(np.float64) for array in (x.query, x.key, x.value, x.d_out))
+    d, m = q.shape[-1], len(x.matrix)
+    phi_q, phi_k = (_favor(a, x.matrix, np.exp, np.concatenate) for a in (q, k))
+    weights = np.tril(phi_q @ phi_k.T)
+    weights_sum = weights.sum(-1, keepdims=True)
+    out = weights @ v / weights_sum
+    slopes = np.tril(g @ v.T - (g * out).sum(-1, keepdims=True)) / weights_sum
+
+    def pulled(rows, d_log):
+        both = d_log.sum(-1, keepdims=True)
+        return d**-0.25 * ((d_log[:, :m] - d_log[:, m:]) @ x.matrix - both * d**-0.25 * rows)
+
+    parts = (pulled(q, phi_q * (slopes @ phi_k)), pulled(k, phi_k * (slopes.T @ phi_q)), (weights / weights_sum).T @ g)
+    return oracle.Truth(tuple((np.array([0]), part[None]) for part in parts), 1.0)
+
+
 def _chunked(case, query, key, value, beta, size):
     """The chunk form in torch: with A the strict lower triangle of diag(beta) K K^T, (I + A) U = diag(beta) V, (I + A) W = diag(beta) K."""
     import torch
@@ -169,6 +206,29 @@ for _op in ("delta", "linear"):
     for _size in (32, 64):
         peer(_op, f"torch-chunk{_size}")(_chunk_peer(_size))
         peer(f"{_op}_gradient", f"torch-chunk{_size}")(_gradient_peer(_size))
+
+
+def _quadratic(x, query, key, value):
+    """All weights at once, without a maximum taken out."""
+    import torch
+
+    matrix = torch.from_numpy(x.matrix).to(query.dtype)
+    weights = (_favor(query, matrix, torch.exp, torch.cat) @ _favor(key, matrix, torch.exp, torch.cat).mT).tril()
+    return weights @ value / weights.sum(-1, keepdim=True)
+
+
+@peer("favor", "torch-quadratic")
+def _favor_peer(case, x):
+    tensors = _tensors(x)[:3]
+    return lambda: _quadratic(x, *tensors)
+
+
+@peer("favor_gradient", "torch-quadratic")
+def _favor_gradient_peer(case, x):
+    import torch
+
+    tensors, d_out = _tensors(x, grad=True)[:3], torch.from_numpy(x.d_out)
+    return lambda: torch.autograd.grad(_quadratic(x, *tensors), tensors, d_out)
 
 
 @peer("delta", "torch-loop")

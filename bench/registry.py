@@ -185,6 +185,20 @@ for _name, _forward in (("delta", 6), ("gated", 6), ("kimi", 6), ("linear", 4)):
         elements=lambda H, T, d: 12 * H * T * d,
         slack=16.0,
     )
+# Features 2 m of queries and keys, 4 m d FLOP a row, and the sum rule over them; a gradient forms them again and pulls them back.
+for _name, _times, _truth in (
+    ("favor", 1, fast_weight.favor_truth),
+    ("favor_gradient", 4, fast_weight.favor_gradient_truth),
+):
+    OPS[_name] = Op(
+        needs=("fastweight.favor",),
+        inputs=fast_weight.inputs,
+        ours=fast_weight.ours if _times == 1 else fast_weight.gradient_ours,
+        truth=_truth,
+        flops=lambda H, T, d, m, times=_times: times * H * T * (4 * m * d + 8 * m * d),
+        elements=lambda H, T, d, m: 4 * H * T * d,
+        slack=16.0,
+    )
 # One token for every head: the state is read and written.
 OPS["delta_step"] = Op(
     needs=("fastweight.delta_rule",),
@@ -340,6 +354,8 @@ CASES = (
             ("delta_gradient", ("torch-chunk32", "torch-chunk64"), {"torch-chunk32": 25.0}, 0.45),
         )
     ),
+    Case("favor", dict(H=4, T=1024, d=64, m=256), ("torch-quadratic",), "fma"),
+    Case("favor_gradient", dict(H=4, T=1024, d=64, m=256), ("torch-quadratic",), "fma"),
     Case(
         "delta_step", dict(H=4096, T=1, d=64), ("torch-step",), "bandwidth", targets={"torch-step": 20.0}, of_limit=0.8
     ),

@@ -108,7 +108,11 @@ def vjp(op, o, **more):
 
 
 def parts(state, V):
-    """A state of the library as the oracle has it: z is the column after the values, where there is one."""
+    """A state of the library as the oracle has it: z is the column after the values, where there is one, and where c is the
+    next, rows are held divided by e^c."""
+    if state.shape[-1] == V + 2:
+        size = np.exp(state[..., V + 1 :].astype(judge(state.dtype)))
+        return ref.State(state[..., :V] * size, state[..., V] * size[..., 0])
     return ref.State(state[..., :V], state[..., V] if state.shape[-1] > V else None)
 
 

@@ -36,6 +36,10 @@ class Rule(NamedTuple):
     def normalised(self) -> bool:
         return self.normalise != "none"
 
+    def options(self, log_decay: bool, chunk: int) -> tuple[str, str, str, bool, int]:
+        """As the core takes them."""
+        return (self.op, self.rule, self.normalise, log_decay, chunk)
+
 
 class Problem(NamedTuple):
     """Everything but outputs, ready for the core."""
@@ -48,6 +52,7 @@ class Problem(NamedTuple):
     dtype: np.dtype[Any]
     leading: tuple[int, ...]
     sizes: tuple[int, int, int]  # T, K, V
+    columns: int  # of a state: V and those behind the values
     on_device: bool = False  # a CUDA device, where arrays are whatever they came as
 
     def operands(self) -> dict[str, Any]:
@@ -56,13 +61,13 @@ class Problem(NamedTuple):
         return {**named, "feature_map": self.feature_map, "options": self.options()}
 
     def options(self) -> tuple[str, str, str, bool, int]:
-        return (self.rule.op, self.rule.rule, self.rule.normalise, self.log_decay, self.chunk)
+        return self.rule.options(self.log_decay, self.chunk)
 
     def out_shape(self) -> tuple[int, ...]:
         return (*self.leading, self.sizes[0], self.sizes[2])
 
     def state_shape(self) -> tuple[int, ...]:
-        return (*self.leading, self.sizes[1], self.sizes[2] + self.rule.normalised)
+        return (*self.leading, self.sizes[1], self.columns)
 
     def tape_shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         chunks = -(-self.sizes[0] // self.chunk)
@@ -101,19 +106,23 @@ def problem(
     if fading is not None:
         arrays[_kind(op, name, fading, rows, T, K)] = fading if on_device else _array.typed(fading, dtype)
     arrays["scale"] = scale if _device.holds(scale) else _array.scalars(op, "scale", 1.0 if scale is None else scale)
-    if "value" in arrays:
-        V = arrays["value"].shape[-1] if arrays["value"].ndim else 0
-    else:
-        V = (arrays["state"].shape[-1] if arrays["state"].ndim else 0) - rule.normalised
-    own = {"beta": 1, "decay": 1, "scale": 0}
-    leading = _array.leading_axes(op, *((name, arrays.get(name), own.get(name, 2)) for name in NAMES))
     size = (
         DEFAULT_CHUNK
         if chunk is None
         else _array.whole(op, "chunk", chunk, 1, expected="1 or more", kind="a whole number or None")
     )
-    sizes = (T, K, max(V, 0))
-    return Problem(rule, arrays, phi.choice(), log_decay is not None, size, dtype, leading, sizes, on_device)
+    behind = core.fast_weight_columns_behind(phi.choice(), rule.options(False, size), d) if rule.normalised else 0
+    if "value" in arrays:
+        V = arrays["value"].shape[-1] if arrays["value"].ndim else 0
+    else:
+        V = (arrays["state"].shape[-1] if arrays["state"].ndim else 0) - behind
+    V = max(V, 0)
+    own = {"beta": 1, "decay": 1, "scale": 0}
+    leading = _array.leading_axes(op, *((name, arrays.get(name), own.get(name, 2)) for name in NAMES))
+    sizes = (T, K, V)
+    return Problem(
+        rule, arrays, phi.choice(), log_decay is not None, size, dtype, leading, sizes, V + behind, on_device
+    )
 
 
 def _as_it_is(op: str, name: str, value: Any) -> Any:

@@ -78,8 +78,8 @@ class favor(FeatureMap):
     """Positive random features: with x' = d^(-1/4) x and the rows r of `matrix`, phi = [exp(r.x' - |x'|^2/2), exp(-r.x' - |x'|^2/2)] /
     sqrt(2m), 2m features whose scalar products estimate exp(q.k / sqrt(d)) (Choromanski et al. 2021, https://arxiv.org/abs/2009.14794).
 
-    No maximum is taken out: rows so long that |x'|^2/2 is some 80 (float32) or 700 (float64) above r.x' have features of 0, or
-    products of 0, and the outputs of `linear_attention` are then zeros, inexact or not finite.
+    `linear_attention` with its normaliser works with log phi, as do the normalisations here, so that no row is too long for them;
+    phi itself, of `feature_map` and of the other rules, is 0 where |x'|^2/2 is some 80 (float32) or 700 (float64) above r.x'.
 
     Parameters
     ----------

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from . import _array, _feature_map
 from . import _fastweight as core
 from ._fastweight import FastWeights
+from ._fastweight_memory import FastWeightMemory
 from ._fastweight_parts import (
     delta_rule_parts,
     fast_weight_parts,
@@ -34,6 +35,7 @@ from ._fastweight_rules import (
 from ._feature_map import FeatureMap, dpfp, favor, feature_map, feature_maps
 
 __all__ = [
+    "FastWeightMemory",
     "FastWeights",
     "FeatureMap",
     "Stability",
@@ -98,16 +100,18 @@ def linear_attention(
     causal : bool
         Token t sees tokens up to t. False: every query sees all keys; decay and state are then refused.
     normalize : bool
-        Divide by z . phi(q); where that is 0 the output is zeros, and so are its gradients.
+        Divide by z . phi(q); where that is 0 the output is zeros, and so are its gradients; these are zeros below 1e-31 (float32)
+        or 1e-292 (float64) already, as they would be divided by it once more.
     decay : array (..., T) or (..., T, K), optional
         D_t, in (0, 1]: a number for each token or for each channel of phi.
     log_decay : array (..., T) or (..., T, K), optional
-        log D_t instead, at most 0. The gradient of a decay is that of its logarithm divided by the decay: for
-        decays of 1e-3 and less (float32), 1e-6 and less (float64), rounding can leave it no right digit; use log_decay there.
+        log D_t instead, at most 0.
     scale : float or array broadcast to the leading axes, optional
         What outputs are multiplied by; 1 if not given.
     state : array (..., K, W), optional
-        The state that an earlier call returned, to go on from; W is V, or V + 1 with the normaliser z in the last column.
+        The state that an earlier call returned, to go on from; W is V, or V + 1 with the normaliser z in the last column. For a
+        normalised favor W is V + 2: rows of S and z are held divided by e^c, and c, the largest log phi(k) that was written there
+        (fading as D says), is the last column. It cancels, and counts as a constant in gradients.
     chunk : int, optional
         How many tokens are prepared together, and how far apart the checkpoints of the gradient are; 64 if not given. Results
         differ by rounding alone.
@@ -199,12 +203,11 @@ def delta_rule(
         phi of keys and queries, a name of `feature_maps()` or a FeatureMap; None is the identity. Its width is K.
     normalize : {'none', 'sum', 'l2', 'attention'}
         Divide phi by its sum or by its length, or divide what is read by z.phi(q) and what is removed by z.phi(k), with
-        z_t = D_t z_{t-1} + phi(k_t). A divisor of 0 makes zeros.
+        z_t = D_t z_{t-1} + phi(k_t). A divisor of 0 makes zeros; one below 1e-31 (float32) or 1e-292 (float64) has no gradient.
     decay : array (..., T) or (..., T, K), optional
         D_t, in (0, 1]: a number for each token or for each channel of phi. The state fades before it is read.
     log_decay : array (..., T) or (..., T, K), optional
-        log D_t instead, at most 0. The gradient of a decay is that of its logarithm divided by the decay: for
-        decays of 1e-3 and less (float32), 1e-6 and less (float64), rounding can leave it no right digit; use log_decay there.
+        log D_t instead, at most 0.
     scale : float or array broadcast to the leading axes, optional
         What outputs are multiplied by; 1 if not given.
     state : array (..., K, W), optional
@@ -297,8 +300,7 @@ def fast_weight(
     decay : array (..., T) or (..., T, K), optional
         D_t, in (0, 1]: a number for each token or for each channel.
     log_decay : array (..., T) or (..., T, K), optional
-        log D_t instead, at most 0. The gradient of a decay is that of its logarithm divided by the decay: for
-        decays of 1e-3 and less (float32), 1e-6 and less (float64), rounding can leave it no right digit; use log_decay there.
+        log D_t instead, at most 0.
     scale : float or array broadcast to the leading axes, optional
         What outputs are multiplied by; 1 if not given.
     state : array (..., K, W), optional

@@ -99,6 +99,14 @@ void feature_map_backward(const std::string& op, const In& x, const MapChoice& m
 
 index_t feature_map_width(const std::string& op, const MapChoice& map, index_t d) { return feature_map::width(op, chosen(map), d); }
 
+index_t columns_behind(const MapChoice& map, const Options& options, index_t d) {
+  const feature_map::choice choice = chosen(map);
+  index_t columns = 0;
+  feature_map::with_map(std::get<0>(options), choice, d,
+                        [&](const auto& phi) { columns = fast_weight::columns_behind(phi, d, choice.norm, parameters(options)); });
+  return columns;
+}
+
 std::vector<std::string> feature_map_names() {
   std::vector<std::string> names;
   for_each(feature_maps{}, [&]<class Map>() { names.emplace_back(Map::name); });
@@ -116,6 +124,7 @@ void bind_fast_weight(nb::module_& m) {
         "options"_a, optional("written"_a), array("checkpoints"_a), optional("d_out"_a), optional("d_out_state"_a), extra("d_query"_a),
         extra("d_key"_a), extra("d_value"_a), extra("d_beta"_a), extra("d_a"_a), extra("d_b"_a), extra("d_decay"_a),
         extra("d_channel_decay"_a), extra("d_scale"_a), extra("d_state"_a));
+  m.def("fast_weight_columns_behind", &columns_behind, "feature_map"_a, "options"_a, "d"_a);
   m.def("feature_map", &feature_map_forward, "op"_a, array("x"_a), "feature_map"_a, array("out"_a));
   m.def("feature_map_backward", &feature_map_backward, "op"_a, array("x"_a), "feature_map"_a, array("d_out"_a), array("d_x"_a));
   m.def("feature_map_width", &feature_map_width, "op"_a, "feature_map"_a, "d"_a);

@@ -27,6 +27,19 @@ struct doubled {
   }
 };
 
+/// One that gives its logarithms: phi(x) = e^(1000 x), a number of no type.
+struct steep {
+  index_t width(index_t d) const { return d; }
+  template <class V>
+  void logarithms(const double* x, index_t d, double* log_phi) const {
+    for (index_t k = 0; k < d; ++k) log_phi[k] = 1000 * x[k];
+  }
+  template <class V>
+  void pull_logarithms(const double*, index_t d, const double* d_log, double* d_x) const {
+    for (index_t k = 0; k < d; ++k) d_x[k] = 1000 * d_log[k];
+  }
+};
+
 struct Setup {
   fast_weight::rule rule = rule::delta;
   bool erase = false, by_token = false, by_channel = false, with_state = true;
@@ -260,6 +273,32 @@ void a_map_of_ones_own_works() {
     CHECK_NEAR(static_cast<double*>(out.array.data)[i], 1.25 * static_cast<double*>(problem.out.array.data)[i], 1e-12);
 }
 
+/// Normalised, only the factors are seen that keys have beside each other: the output is that of the largest phi(q) . phi(k).
+void features_may_be_numbers_of_no_type() {
+  Problem<float> problem({.rule = rule::sum, .with_state = false, .keys = 4});
+  problem.p.normalise = fast_weight::normalisation::outputs;
+  CHECK(fast_weight::columns_behind(steep{}, 4, row_norm::none, problem.p) == 2);
+  CHECK(fast_weight::columns_behind(steep{}, 4, row_norm::sum, problem.p) == 1);
+  CHECK(fast_weight::columns_behind(doubled{}, 4, row_norm::none, problem.p) == 1);
+  Tensor end = Tensor::make<float>({2, 4, 9});
+  fast_weight::forward(op, problem.in, steep{}, row_norm::none, problem.p, {problem.out.array, end.array, {}});
+  for (index_t h = 0; h < 2; ++h)
+    for (index_t t = 0; t < problem.s.tokens; ++t)
+      for (index_t v = 0; v < problem.s.values; ++v) {
+        double top = -1e300, total = 0, sum = 0;
+        const auto each = [&](auto&& f) {
+          for (index_t s = 0; s <= t; ++s)
+            for (index_t k = 0; k < 4; ++k) f(s, 1000 * (problem.at(problem.query, {h, t, k}) + problem.at(problem.key, {h, s, k})));
+        };
+        each([&](index_t, double x) { top = std::max(top, x); });
+        each([&](index_t s, double x) {
+          total += std::exp(x - top);
+          sum += std::exp(x - top) * problem.at(problem.value, {h, s, v});
+        });
+        CHECK_NEAR(problem.at(problem.out, {h, t, v}), 0.7 * sum / total, 1e-5);
+      }
+}
+
 void wrong_calls_are_told() {
   Problem<double> problem({.by_token = true});
   auto in = problem.in;
@@ -287,6 +326,7 @@ int main() {
   bits_do_not_depend_on_threads();
   gradients_are_differences();
   a_map_of_ones_own_works();
+  features_may_be_numbers_of_no_type();
   wrong_calls_are_told();
   return check::report();
 }

@@ -1,5 +1,6 @@
 """``python -m recollect`` as a user runs it: exit status, one sentence for every mistake, nothing half-written."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -185,8 +186,10 @@ def test_an_interrupted_run_leaves_nothing(folder, rng, sent, status):
     np.save(folder / "wide.npy", rng.standard_normal((20_000, 64)).astype(np.float32))
     before = sorted(os.listdir(folder))
     command = [sys.executable, "-m", "recollect", "retrieve", "wide.npy", "many.npy", "--beta", "1", "-o", "out.npy"]
+    # Whoever runs the tests in the background may have them ignore SIGINT, and a process inherits that.
+    heeding = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     with subprocess.Popen(
-        [*command, "--steps", "50", "--block", "256"], cwd=folder, stderr=subprocess.PIPE, text=True
+        [*command, "--steps", "50", "--block", "256"], cwd=folder, stderr=subprocess.PIPE, text=True, preexec_fn=heeding
     ) as process:
         deadline = time.monotonic() + 60
         while not any(name.endswith(".tmp") for name in os.listdir(folder)):

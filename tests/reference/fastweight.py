@@ -180,6 +180,40 @@ def quadratic(q, k, v, normalize=False, decay=None, scale=1.0, state=None):
     return scale[..., None] * out * n
 
 
+def joint_weights(log_q, log_k, log_decay=None, causal=True):
+    """Normalised attention over keys j and features f at once, of logarithms of any size:
+
+    p_i(j, f) = e^{l_i(j, f)} / sum of all of i's,    l_i(j, f) = log q_if + log k_jf + sum of log D_f over j < t <= i
+    """
+    logs = log_q[:, None, :] + log_k[None, :, :]
+    if log_decay is not None:
+        G = np.cumsum(log_decay, axis=0)
+        logs = logs + G[:, None, :] - G[None, :, :]
+    if causal:
+        logs = np.where(np.tri(len(log_k), dtype=bool)[..., None], logs, -np.inf)
+    p = np.exp(logs - logs.max(axis=(1, 2), keepdims=True))
+    return p / p.sum(axis=(1, 2), keepdims=True)
+
+
+def of_logarithms(log_q, log_k, v, log_decay=None, causal=True):
+    """The normalised sum rule: o_i = sum_j,f p_i(j, f) v_j"""
+    return joint_weights(log_q, log_k, log_decay, causal).sum(axis=-1) @ v
+
+
+def of_logarithms_gradients(log_q, log_k, v, d_out, log_decay=None, causal=True, absolute=False):
+    """With e_i(j, f) = p_i(j, f) g_i . (v_j - o_i):  d log q_if = sum_j e_i(j, f),  d log k_jf = sum_i e_i(j, f); d log D_tf = the
+    sum of e_i(j, f) over j < t <= i. absolute: the sizes of the terms of these sums"""
+    p = joint_weights(log_q, log_k, log_decay, causal)
+    out = p.sum(axis=-1) @ v
+    found, held = d_out @ v.T, (d_out * out).sum(axis=-1, keepdims=True)
+    e = p * (np.abs(found) + np.abs(held) if absolute else found - held)[..., None]
+    made = {"query": e.sum(axis=1), "key": e.sum(axis=0), "value": p.sum(axis=-1).T @ d_out}
+    if log_decay is not None:
+        T = range(len(log_k))
+        made["log_decay"] = np.stack([e[t:, :t].sum(axis=(0, 1)) for t in T])
+    return made
+
+
 # -------------------------------------------------------------------------------------------------- the delta rule
 
 

@@ -63,18 +63,27 @@ def dpfp_pullback(x, g, nu):
     return np.where(x.real > 0, first, 0) - np.where(x.real < 0, second, 0)
 
 
-def favor(x, R):
+def favor_logarithms(x, R):
+    """log phi, for rows so long that phi is a number of no type."""
     x = x / np.asarray(x.shape[-1], x.real.dtype) ** x.real.dtype.type(0.25)
     z = x @ np.swapaxes(np.asarray(R, x.real.dtype), 0, 1)
     half = (x * x).sum(axis=-1, keepdims=True) / 2
-    scale = np.sqrt(np.asarray(2 * len(R), x.real.dtype))
-    return np.concatenate([np.exp(z - half), np.exp(-z - half)], axis=-1) / scale
+    return np.concatenate([z - half, -z - half], axis=-1) - np.log(np.asarray(2 * len(R), x.real.dtype)) / 2
+
+
+def favor(x, R):
+    return np.exp(favor_logarithms(x, R))
 
 
 def favor_pullback(x, g, R, absolute=False):
     """d_x' = sum_j g+_j phi+_j (r_j - x') + g-_j phi-_j (-r_j - x')"""
+    return favor_logarithms_pullback(x, g * favor(x, R), R, absolute)
+
+
+def favor_logarithms_pullback(x, d_log, R, absolute=False):
+    """d_x' = sum_j l+_j (r_j - x') + l-_j (-r_j - x'), l the gradient of log phi"""
     temper = np.asarray(x.shape[-1], x.dtype) ** x.dtype.type(-0.25)
-    plus, minus = np.split(g * favor(x, R), 2, axis=-1)
+    plus, minus = np.split(d_log, 2, axis=-1)
     both, R = (plus + minus).sum(axis=-1, keepdims=True), np.asarray(R, x.dtype)
     if absolute:
         return temper * ((plus + minus) @ np.abs(R) + both * np.abs(temper * x))

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /// Feature maps phi: what keys and queries become before they meet a fast weight matrix. A map has a name, a width, its values and its
-/// pullback, on rows that are padded with zeros to whole packets V of numbers T. One struct and one entry in `feature_maps` make a new
-/// one known everywhere; a map of one's own works without the entry.
+/// pullback, on rows that are padded with zeros to whole packets V of numbers T. A map of positive values may give their logarithms
+/// and the pullback of these instead, in float64: they are then as large and as small as they like. One struct and one entry in
+/// `feature_maps` make a new one known everywhere; a map of one's own works without the entry.
 #pragma once
 
 #include <algorithm>
@@ -220,43 +221,65 @@ struct dpfp {
 };
 
 /// Positive random features (Choromanski et al. 2021): with x' = d^(-1/4) x, phi = [exp(R x' - |x'|^2/2); exp(-R x' - |x'|^2/2)] /
-/// sqrt(2m), whose products estimate exp(q . k / sqrt(d)). R has m rows; the caller draws it.
+/// sqrt(2m), whose products estimate exp(q . k / sqrt(d)). R has m rows; the caller draws it. For long rows these are numbers of no
+/// type, which is why the map gives their logarithms.
 struct favor {
   static constexpr std::string_view name = "favor";
   const double* matrix = nullptr;  // (m, d), contiguous
   index_t features = 0;            // m
   index_t width(index_t) const { return 2 * features; }
 
-  template <class V, class T>
-  void values(const T* x, index_t d, T* phi) const {
-    const T scale = std::pow(static_cast<T>(d), T(-0.25)), ratio = 1 / std::sqrt(static_cast<T>(2 * features));
-    T square = 0;
+  template <class V>
+  void logarithms(const double* x, index_t d, double* log_phi) const {
+    const double scale = temper(d);
+    double square = 0;
     for (index_t k = 0; k < d; ++k) square += x[k] * x[k];
-    const T half = square * scale * scale / 2;
-    for (index_t j = 0; j < features; ++j) {
-      T score = 0;
-      for (index_t k = 0; k < d; ++k) score += static_cast<T>(matrix[j * d + k]) * x[k];
-      phi[j] = std::exp(score * scale - half) * ratio;
-      phi[features + j] = std::exp(-score * scale - half) * ratio;
+    const double below = (square * scale * scale + std::log(2.0 * static_cast<double>(features))) / 2;
+    for (index_t j = 0; j < features; j += block) {
+      V sums[block] = {V(0.0), V(0.0), V(0.0), V(0.0)};
+      double scores[block];
+      const double* rows[block];
+      for (index_t i = 0; i < block; ++i) rows[i] = matrix + std::min(j + i, features - 1) * d;
+      index_t k = 0;
+      for (; k + V::width <= d; k += V::width)
+        for (index_t i = 0; i < block; ++i) sums[i] = fma(V::load(rows[i] + k), V::load(x + k), sums[i]);
+      for (index_t i = 0; i < block && k < d; ++i) sums[i] = fma(V::load_some(rows[i] + k, d - k), V::load(x + k), sums[i]);
+      lane_sums(sums, scores);
+      for (index_t i = 0; i < block && j + i < features; ++i) {
+        log_phi[j + i] = scores[i] * scale - below;
+        log_phi[features + j + i] = -scores[i] * scale - below;
+      }
     }
   }
-  /// sum_j g+_j phi+_j (r_j - x') + g-_j phi-_j (-r_j - x'), times d^(-1/4)
-  template <class V, class T>
-  void pullback(const T* x, index_t d, const T* d_phi, T* d_x) const {
+
+  /// sum_j l+_j (r_j - x') + l-_j (-r_j - x'), times d^(-1/4), for the gradients l of log phi
+  template <class V>
+  void pull_logarithms(const double* x, index_t d, const double* d_log, double* d_x) const {
     Scratch& scratch = Scratch::local();
     const Scratch::Frame frame(scratch);
-    T* phi = scratch.take<T>(2 * features);
-    values<V>(x, d, phi);
-    const T scale = std::pow(static_cast<T>(d), T(-0.25));
-    T total = 0;
-    std::fill(d_x, d_x + d, T(0));
+    double* weights = scratch.take<double>(features + block);
+    std::fill_n(weights + features, block, 0.0);
+    const double scale = temper(d);
+    double total = 0;
     for (index_t j = 0; j < features; ++j) {
-      const T plus = d_phi[j] * phi[j], minus = d_phi[features + j] * phi[features + j];
-      total += plus + minus;
-      for (index_t k = 0; k < d; ++k) d_x[k] += (plus - minus) * static_cast<T>(matrix[j * d + k]);
+      weights[j] = d_log[j] - d_log[features + j];
+      total += d_log[j] + d_log[features + j];
     }
-    for (index_t k = 0; k < d; ++k) d_x[k] = scale * (d_x[k] - total * scale * x[k]);
+    for (index_t k = 0; k < d; k += V::width) {
+      V sums[block] = {V(0.0), V(0.0), V(0.0), V(0.0)};
+      for (index_t j = 0; j < features; j += block)
+        for (index_t i = 0; i < block; ++i) {
+          const double* row = matrix + std::min(j + i, features - 1) * d + k;
+          sums[i] = fma(V(weights[j + i]), k + V::width <= d ? V::load(row) : V::load_some(row, d - k), sums[i]);
+        }
+      const V all = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+      (V(scale) * (all - V(total * scale) * V::load(x + k))).store(d_x + k);
+    }
   }
+
+ private:
+  static constexpr index_t block = 4;  // sums at a time
+  static double temper(index_t d) { return std::pow(static_cast<double>(d), -0.25); }
 };
 
 using feature_maps = type_list<identity, relu, elu1, squared_relu, softmax_map, l2, dpfp, favor>;

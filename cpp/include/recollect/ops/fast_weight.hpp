@@ -86,8 +86,7 @@ inline void check(std::string_view op, const operands& in, const parameters& p) 
 }
 
 /// What letters alone cannot say: the width of phi, and that of a state with or without its normaliser.
-inline void check_widths(std::string_view op, const operands& in, const parameters& p, const Shapes& shapes, index_t width,
-                         index_t values) {
+inline void check_widths(std::string_view op, const operands& in, const Shapes& shapes, index_t width, index_t values, index_t behind) {
   const auto fits = [&](const char* argument, const ConstArray& array) {
     if (array.given() && array.extents[array.rank - 1] != width)
       fail(status::value, op, ": ", argument, " has shape ", array.shape_text(), "; expected a last axis of ", width,
@@ -96,10 +95,12 @@ inline void check_widths(std::string_view op, const operands& in, const paramete
   fits("a", in.a);
   fits("b", in.b);
   fits("decay", in.channel_decay);
-  const index_t columns = values + (p.normalise == normalisation::none ? 0 : 1);
+  const index_t columns = values + behind;
   if (in.state.given() && (shapes.extent('K') != width || shapes.extent('W') != columns))
     fail(status::value, op, ": state has shape ", in.state.shape_text(), "; expected (..., K=", width, ", ", columns, ")",
-         p.normalise == normalisation::none ? "" : ", the last column of which is the normaliser");
+         behind == 0   ? ""
+         : behind == 1 ? ", the last column of which is the normaliser"
+                       : ", the last columns of which are the normaliser and the logarithms of what rows are divided by");
 }
 
 /// A problem: batch entries, each of which is a sequence.
@@ -142,25 +143,25 @@ struct Problem {
 };
 
 template <class T>
-Problem<T> make_problem(const Shapes& shapes, const parameters& p, index_t tokens, index_t values) {
+Problem<T> make_problem(const Shapes& shapes, index_t tokens, index_t values, index_t behind) {
   Problem<T> problem;
   for (int axis = 0; axis < shapes.batch_rank(); ++axis) problem.batch.add(shapes.batch_extent(axis));
   for (int i = 0; i < operand_count; ++i) problem.bound[i] = shapes[i];
   problem.tokens = tokens;
   problem.values = values;
-  problem.columns = values + (p.normalise == normalisation::none ? 0 : 1);
+  problem.columns = values + behind;
   return problem;
 }
 
-inline index_t value_width(const operands& in, const parameters& p, const Shapes& shapes) {
+inline index_t value_width(const operands& in, const Shapes& shapes, index_t behind) {
   if (in.value.given()) return shapes.extent('V');
-  return shapes.extent('W') - (p.normalise == normalisation::none ? 0 : 1);
+  return std::max<index_t>(shapes.extent('W') - behind, 0);
 }
 
 inline void check_results(std::string_view op, const operands& in, const parameters& p, const Shapes& shapes, const results& out, index_t K,
-                          index_t V) {
+                          index_t V, index_t behind) {
   const dtype type = type_of(in);
-  const index_t T = shapes.extent('T'), W = V + (p.normalise == normalisation::none ? 0 : 1);
+  const index_t T = shapes.extent('T'), W = V + behind;
   check_output(op, "out", out.out, type, shapes, {T, V});
   check_output(op, "state", out.state, type, shapes, {K, W});
   check_output(op, "written", out.saved.written, type, shapes, {T, V});
@@ -192,6 +193,12 @@ Rows<P> from_column(Rows<P> rows, index_t column) {
 
 }  // namespace detail
 
+/// How many columns a state has behind those of its values, for keys and queries of d numbers.
+template <class Map>
+index_t columns_behind(const Map& map, index_t d, row_norm norm, const parameters& p) {
+  return detail::columns_behind(p, detail::RowMap<float>(map, d, norm));
+}
+
 /// One pass over all tokens. `map` is what keys and queries go through: any type with `width`, `values` and `pullback`. Cost
 /// O(T K V) time, 6 K V multiply-adds and adds a token for the delta rule; O(chunk) memory beyond what is saved.
 template <class Map>
@@ -201,11 +208,12 @@ void forward(std::string_view op, const operands& in, const Map& map, row_norm n
   if (out.out.given()) check_given(op, "query", in.query);
   const Operands all = listed(in);
   const Shapes shapes(op, operand_shapes, all);
-  const index_t d = shapes.extent('d'), V = value_width(in, p, shapes), K = map.width(d);
-  check_widths(op, in, p, shapes, K, V);
-  check_results(op, in, p, shapes, out, K, V);
+  const index_t d = shapes.extent('d'), behind = fast_weight::columns_behind(map, d, norm, p);
+  const index_t V = value_width(in, shapes, behind), K = map.width(d);
+  check_widths(op, in, shapes, K, V, behind);
+  check_results(op, in, p, shapes, out, K, V, behind);
   visit_arithmetic(type_of(in), [&]<class T>() {
-    const Problem<T> problem = make_problem<T>(shapes, p, shapes.extent('T'), V);
+    const Problem<T> problem = make_problem<T>(shapes, shapes.extent('T'), V, behind);
     const RowMap<T> rows(map, d, norm);
     const index_t sequences = problem.batch.count();
     const bool normalised = p.normalise != normalisation::none;
@@ -281,23 +289,25 @@ void backward(std::string_view op, const operands& in, const Map& map, row_norm 
   const Operands all = listed(in);
   const std::array<Array, operand_count> wanted = listed(d_in);
   const Shapes shapes(op, operand_shapes, all);
-  const index_t d = shapes.extent('d'), V = value_width(in, p, shapes), K = map.width(d);
-  check_widths(op, in, p, shapes, K, V);
+  const index_t d = shapes.extent('d'), behind = fast_weight::columns_behind(map, d, norm, p);
+  const index_t V = value_width(in, shapes, behind), K = map.width(d);
+  check_widths(op, in, shapes, K, V, behind);
   check_given(op, "checkpoints", kept.checkpoints);
   if (p.rule != rule::sum && in.key.given()) check_given(op, "written", kept.written);
-  check_results(op, in, p, shapes, {as_output(d_out), as_output(d_state), {as_output(kept.written), as_output(kept.checkpoints)}}, K, V);
+  check_results(op, in, p, shapes, {as_output(d_out), as_output(d_state), {as_output(kept.written), as_output(kept.checkpoints)}}, K, V,
+                behind);
   static constexpr const char* names[] = {"d_query", "d_key",   "d_value", "d_beta",  "d_a",
                                           "d_b",     "d_decay", "d_decay", "d_scale", "d_state"};
   for (int i = 0; i < operand_count; ++i) check_gradient(op, names[i], wanted[i], all[i], i == scale ? dtype::float64 : type_of(in));
   visit_arithmetic(type_of(in), [&]<class T>() {
-    Problem<T> problem = make_problem<T>(shapes, p, shapes.extent('T'), V);
+    Problem<T> problem = make_problem<T>(shapes, shapes.extent('T'), V, behind);
     const RowMap<T> rows(map, d, norm);
     // Gradients lie at strides of their own: the operands' shapes are bound once more, with the gradients in their places.
     Operands places = all;
     for (int i = 0; i < operand_count; ++i)
       if (wanted[i].given()) places[i] = wanted[i];
     const Shapes gradient_shapes(op, operand_shapes, places);
-    const Problem<T> to_problem = make_problem<T>(gradient_shapes, p, problem.tokens, V);
+    const Problem<T> to_problem = make_problem<T>(gradient_shapes, problem.tokens, V, behind);
     const index_t sequences = problem.batch.count(), tokens = problem.tokens;
     const index_t columns[] = {d, d, V, 1, K, K, 1, K, 0, problem.columns};
     std::vector<OperandGradient<T>> to;

@@ -31,7 +31,7 @@ struct ChunkRows {
   std::array<T*, 2> value{}, read{};                 // (tokens, V): y and u; what b and q read
   Lying<T> out, written;                             // (tokens, V): what q reads in the end; v + u, if it is to be kept
   T *decay = nullptr, *end = nullptr;                // (tokens, K); (groups, K): the product over a group
-  T* coefficients = nullptr;                         // (groups, reader, writer, group, group)
+  T* coefficients = nullptr;                         // (groups, writer, group, group)
 
   // What keys that are used as they are leave to be done here: y = strength (v + u) instead of a writer of that strength, a reader b
   // that is a key and therefore reads with the other sign and after the decay, and a scale of what q reads.
@@ -39,9 +39,7 @@ struct ChunkRows {
   bool removes_key = false;
   T scale = 1;
 
-  T* square(index_t g, int reader_slot, int writer_slot) const {
-    return coefficients + ((g * 2 + reader_slot) * 2 + writer_slot) * group * group;
-  }
+  T* square(index_t g, int w) const { return coefficients + (g * 2 + w) * group * group; }
 };
 
 /// What the backward pass makes of them. d_reader and d_writer first hold the gradients of the faded rows.
@@ -50,6 +48,10 @@ struct ChunkGradients {
   std::array<T*, 2> reader{}, writer{}, value{};
   const T* d_out = nullptr;
   T* coefficients = nullptr;
+  T* decay = nullptr;     // (tokens, K), of tokens with a small decay
+  bool* small = nullptr;  // (tokens): whether they have one
+
+  T* square(index_t g, int w) const { return coefficients + (g * 2 + w) * group * group; }
 };
 
 /// Rows of arrays whose sizes are powers of two would all begin at the same place of a page and wait for each other in the first-level
@@ -57,33 +59,6 @@ struct ChunkGradients {
 template <class T>
 T* take_rows(Scratch& scratch, index_t count) {
   return scratch.take<T>(count + 5 * 64 / static_cast<index_t>(sizeof(T)));
-}
-
-/// m(t, s) of a group of tokens times the rows before: to_t += sum_{s <= t - Gap} m(t, s) from_s.
-template <int Gap, class T, class P>
-void add_earlier(const T* m, const P (&from)[group], P (&to)[group]) {
-#pragma GCC unroll 4
-  for (index_t t = 0; t < group; ++t)
-#pragma GCC unroll 4
-    for (index_t s = 0; s + Gap <= t; ++s) to[t] = fma(P(m[t * group + s]), from[s], to[t]);
-}
-
-/// Its adjoint: to_s += sum_{t >= s + Gap} m(t, s) from_t.
-template <int Gap, class T, class P>
-void add_later(const T* m, const P (&from)[group], P (&to)[group]) {
-#pragma GCC unroll 4
-  for (index_t s = 0; s < group; ++s)
-#pragma GCC unroll 4
-    for (index_t t = s + Gap; t < group; ++t) to[s] = fma(P(m[t * group + s]), from[t], to[s]);
-}
-
-/// x_s += sum_{t > s} m(t, s) x_t, from the last one on.
-template <class T, class P>
-void solve_later(const T* m, P (&x)[group]) {
-#pragma GCC unroll 4
-  for (index_t t = group - 1; t > 0; --t)
-#pragma GCC unroll 4
-    for (index_t s = 0; s < t; ++s) x[s] = fma(P(m[t * group + s]), x[t], x[s]);
 }
 
 }  // namespace recollect::detail

@@ -3,6 +3,10 @@
 /// checkpoint, so that a state is never inverted and memory is that of one chunk.
 #pragma once
 
+#include "recollect/ops/fast_weight_chunk.hpp"
+#include "recollect/ops/fast_weight_decay.hpp"
+#include "recollect/ops/fast_weight_step.hpp"
+#include "recollect/ops/fast_weight_token_gradients.hpp"
 #include "recollect/ops/fast_weight_tokens.hpp"
 
 namespace recollect::detail {
@@ -30,40 +34,41 @@ class SequenceScan {
         count_(tokens),
         keys_(map.width()),
         values_(values),
+        columns_(values + columns_behind(p, map)),
         wide_keys_(padded<T>(keys_)),
         wide_values_(padded<T>(values)) {}
 
   void forward(const Sequence<const T>& from, double scale, const SequenceResults<T>& to) const {
     Scratch& scratch = Scratch::local();
     const Scratch::Frame frame(scratch);
-    const Tokens<T> tokens(p_, map_, from, scale, values_);
-    const Chunk<T> chunk(tokens.form(), keys_, values_);
+    const TokenSetting<T> setting(p_, map_, from, scale, values_);
+    const Tokens<T> tokens(setting);
+    const Chunk<T> chunk(setting.form, keys_, values_);
     const ChunkRows<T> room = chunk.make(scratch, std::min(p_.chunk, count_));
     TokenRows<T> rows = tokens.make(scratch, std::min(p_.chunk, count_));
-    T* z = scratch.take<T>(wide_keys_);
-    load_normaliser(tokens, from.state, z);
-    const bool in_place = count_ > 0 && count_ <= std::min(group, p_.chunk) && lies_ready(from.state) && lies_ready(to.state);
-    T* state = in_place ? nullptr : scratch.take<T>(keys_ * wide_values_);
-    if (!in_place) load_state(from.state, state);
+    const Normaliser<T> normaliser = make_normaliser(scratch);
+    load_normaliser(from.state, normaliser);
+    const bool single = count_ == 1 && !to.checkpoints && from.state && from.state.inner == 1 && (!to.state || to.state.inner == 1);
+    T* state = single ? nullptr : scratch.take<T>(keys_ * wide_values_);
+    if (!single) load_state(from.state, state);
     for (index_t first = 0; first < count_; first += p_.chunk) {
       const index_t count = std::min(p_.chunk, count_ - first);
       ChunkRows<T> c = in_groups(room, count);
-      if (to.checkpoints) save(tokens, in_place ? nullptr : state, from.state, z, to.checkpoints + first / p_.chunk * checkpoint(tokens));
-      tokens.load(first, count, false, c, rows, z);
+      if (to.checkpoints) save(state, normaliser, to.checkpoints + first / p_.chunk * keys_ * columns_);
+      tokens.load(first, count, false, c, rows, normaliser);
       const bool out_lies = lies(to.out, count), written_lies = lies(to.written, count);
       c.out = out_lies ? Lying<T>{&to.out.at(first), to.out.time} : Lying<T>{rows.out, wide_values_};
       if (to.written) c.written = written_lies ? Lying<T>{&to.written.at(first), to.written.time} : Lying<T>{rows.written, wide_values_};
-      chunk.prepare(c);
-      const auto place = [&](index_t column, index_t width) {
-        if (in_place) return Strip<T>{&from.state.at(0, column), &to.state.at(0, column), from.state.time, to.state.time};
-        T* first_of_strip = state + column * keys_;
-        return Strip<T>{first_of_strip, first_of_strip, width, width};
-      };
-      chunk.forward(c, place, spread(first + p_.chunk, [&](index_t t) {
-                      tokens.fetch(t);
-                      fetch_row(to.out, t, values_);
-                      fetch_row(to.written, t, values_);
-                    }));
+      if (single) {
+        TokenStep<T>(setting.form, c, keys_, values_, from.state, to.state, scratch).run();
+      } else {
+        chunk.prepare(c);
+        chunk.forward(c, state, spread(first + p_.chunk, [&](index_t t) {
+                        tokens.fetch(t);
+                        fetch_row(to.out, t, values_);
+                        fetch_row(to.written, t, values_);
+                      }));
+      }
       for (index_t t = 0; tokens.normalised() && to.out && t < count; ++t) {
         const T divisor = rows.late_divisor[t];
         for (index_t v = 0; divisor != 1 && v < values_; ++v) c.out.rows[t * c.out.stride + v] /= divisor;
@@ -73,18 +78,20 @@ class SequenceScan {
         store_row(rows.written + t * wide_values_, values_, to.written, first + t);
     }
     if (!to.state) return;
-    if (!in_place) store_state(state, to.state);
-    if (tokens.normalised())
-      for (index_t k = 0; k < keys_; ++k) to.state.at(k, values_) = z[k];
+    if (!single) store_state(state, to.state);
+    store_normaliser(normaliser, to.state);
   }
 
   /// Gradients of one sequence; returns that of scale.
   double backward(const Sequence<const T>& from, double scale, const SequenceTape<T>& tape, const Sequence<T>& to) const {
     Scratch& scratch = Scratch::local();
     const Scratch::Frame frame(scratch);
-    const Tokens<T> tokens(p_, map_, from, scale, values_);
-    const ChunkForm form = tokens.form();
+    const TokenSetting<T> setting(p_, map_, from, scale, values_);
+    const ChunkForm form = setting.form;
+    const Tokens<T> tokens(setting);
+    const TokenGradients<T> gradients(setting, to);
     const Chunk<T> chunk(form, keys_, values_);
+    const SmallDecays<T> small(form, keys_, values_);
     const index_t longest = std::min(p_.chunk, count_);
     const ChunkRows<T> room = chunk.make(scratch, longest);
     TokenRows<T> rows = tokens.make(scratch, longest);
@@ -93,24 +100,23 @@ class SequenceScan {
     d.d_out = cotangents;
     const index_t size = wide_keys_ * wide_values_;
     T *gradient = scratch.take<T>(size), *turned_gradient = scratch.take<T>(size), *turned_state = scratch.take<T>(size);
-    T *after = scratch.take<T>(size), *z = scratch.take<T>(wide_keys_), *d_z = scratch.take<T>(wide_keys_);
-    T* balance = scratch.take<T>(wide_keys_);
+    T *after = scratch.take<T>(size), *balance = scratch.take<T>(wide_keys_);
+    const Normaliser<T> normaliser = make_normaliser(scratch), d_normaliser = make_normaliser(scratch);
     load_state(tape.d_state, gradient);
     load_turned(tape.d_state, turned_gradient);
-    load_normaliser(tokens, tape.d_state, d_z);
+    load_normaliser(tape.d_state, d_normaliser);
     double d_scale = 0;
     for (index_t i = fast_weight::chunks_of(count_, p_.chunk) - 1; i >= 0; --i) {
       const index_t first = i * p_.chunk, count = std::min(p_.chunk, count_ - first);
       ChunkRows<T> c = in_groups(room, count);
-      const index_t columns = values_ + (tokens.normalised() ? 1 : 0);
-      const Rows<const T> before{tape.checkpoints + i * checkpoint(tokens), columns, 1};
+      const Rows<const T> before{tape.checkpoints + i * keys_ * columns_, columns_, 1};
       load_turned(before, turned_state);
-      load_normaliser(tokens, before, z);
-      tokens.load(first, count, true, c, rows, z);
+      load_normaliser(before, normaliser);
+      tokens.load(first, count, true, c, rows, normaliser);
       load_written(first, count, form, tape.written, c);
       load_cotangents(first, count, form, tape.d_out, cotangents);
       chunk.prepare(c);
-      if (form.gated) std::copy_n(turned_gradient, size, after);
+      if (gradients.of_decay()) std::copy_n(turned_gradient, size, after);
       chunk.backward(c, d, gradient, turned_gradient, turned_state, spread(first - p_.chunk, [&](index_t t) {
                        tokens.fetch(t);
                        fetch_row(tape.d_out, t, values_);
@@ -119,13 +125,19 @@ class SequenceScan {
                        fetch_row(to.key, t, map_.d());
                        fetch_row(to.value, t, values_);
                      }));
-      if (form.gated) weigh(after, turned_state, balance);
-      d_scale += tokens.pull(first, c, d, rows, balance, d_z, to);
+      if (gradients.of_decay()) {
+        weigh(after, turned_state, balance);
+        if (small.find(c, d, count)) {
+          load_turned(before, turned_state);
+          small.weigh(c, d, count, turned_state, after);
+        }
+      }
+      d_scale += gradients.pull(first, c, d, rows, balance, d_normaliser.z);
     }
     if (!to.state) return d_scale;
     store_state(gradient, to.state);
-    if (tokens.normalised())
-      for (index_t k = 0; k < keys_; ++k) to.state.at(k, values_) = d_z[k];
+    if (d_normaliser.c) std::fill_n(d_normaliser.c, wide_keys_, T(0));
+    store_normaliser(d_normaliser, to.state);
     return d_scale;
   }
 
@@ -146,13 +158,8 @@ class SequenceScan {
     return room;
   }
 
-  index_t checkpoint(const Tokens<T>& tokens) const { return keys_ * (values_ + (tokens.normalised() ? 1 : 0)); }
-
   /// Whether whole groups of rows can be written where they belong.
   bool lies(const Rows<T>& rows, index_t count) const { return rows && rows.inner == 1 && values_ == wide_values_ && count % group == 0; }
-
-  /// Whether the scan can read and write a caller's state where it lies.
-  bool lies_ready(const auto& state) const { return state && state.inner == 1 && values_ == wide_values_; }
 
   /// f(row, column, width, place) for every row of every strip; the width is what of the strip is not padding.
   template <class Pointer, class F>
@@ -205,20 +212,30 @@ class SequenceScan {
       }
   }
 
-  void load_normaliser(const Tokens<T>& tokens, const Rows<const T>& state, T* z) const {
-    std::fill_n(z, wide_keys_, T(0));
-    if (tokens.normalised() && state)
-      for (index_t k = 0; k < keys_; ++k) z[k] = state.at(k, values_);
+  Normaliser<T> make_normaliser(Scratch& scratch) const {
+    Normaliser<T> n;
+    if (columns_ > values_) n.z = scratch.take<T>(wide_keys_);
+    if (columns_ > values_ + 1) n.c = scratch.take<T>(wide_keys_);
+    return n;
   }
 
-  void save(const Tokens<T>& tokens, const T* state, const Rows<const T>& given, const T* z, T* to) const {
-    const Rows<T> rows{to, values_ + (tokens.normalised() ? 1 : 0), 1};
-    if (state)
-      store_state(state, rows);
-    else
-      for (index_t k = 0; k < keys_; ++k)
-        for (index_t v = 0; v < values_; ++v) rows.at(k, v) = given.at(k, v);
-    for (index_t k = 0; tokens.normalised() && k < keys_; ++k) rows.at(k, values_) = z[k];
+  /// Where z is 0 nothing is held, of whatever size.
+  void load_normaliser(const Rows<const T>& state, Normaliser<T> to) const {
+    if (to.z) std::fill_n(to.z, wide_keys_, T(0));
+    for (index_t k = 0; state && to.z && k < keys_; ++k) to.z[k] = state.at(k, values_);
+    for (index_t k = 0; to.c && k < wide_keys_; ++k)
+      to.c[k] = to.z[k] == 0 ? -std::numeric_limits<T>::infinity() : state.at(k, values_ + 1);
+  }
+
+  void store_normaliser(Normaliser<T> from, const Rows<T>& state) const {
+    for (index_t k = 0; from.z && k < keys_; ++k) state.at(k, values_) = from.z[k];
+    for (index_t k = 0; from.c && k < keys_; ++k) state.at(k, values_ + 1) = from.z[k] == 0 ? T(0) : from.c[k];
+  }
+
+  void save(const T* state, Normaliser<T> normaliser, T* to) const {
+    const Rows<T> rows{to, columns_, 1};
+    store_state(state, rows);
+    store_normaliser(normaliser, rows);
   }
 
   /// y = v + u as the forward pass has kept it, or v and, where a erases, u.
@@ -256,7 +273,7 @@ class SequenceScan {
 
   const fast_weight::parameters p_;
   const RowMap<T> map_;
-  const index_t count_, keys_, values_, wide_keys_, wide_values_;
+  const index_t count_, keys_, values_, columns_, wide_keys_, wide_values_;
 };
 
 }  // namespace recollect::detail

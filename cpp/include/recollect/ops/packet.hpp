@@ -114,9 +114,9 @@ auto folded(const Register& r) {
 
 }  // namespace detail
 
-/// sums[i] = the sum over the lanes of packet i.
+/// sums[i] = the sum over the lanes of packet i. Inlined, because packets handed to a function have to lie in memory.
 template <class T, int Count>
-void lane_sums(const Packet<T> (&packets)[Count], T* sums) {
+[[gnu::always_inline]] inline void lane_sums(const Packet<T> (&packets)[Count], T* sums) {
   using Register = decltype(detail::folded(packets[0].r));
   constexpr int width = Eigen::internal::unpacket_traits<Register>::size;
   static_assert(Count % width == 0);

@@ -61,13 +61,8 @@ T* state_at(T* state, index_t rows, index_t row, index_t column, index_t columns
   return state + first * rows + row * wide + column - first;
 }
 
-/// A strip in memory: where it is read, where it is written (elsewhere only if a caller's own states are both), and from row to row.
-template <class T>
-struct Strip {
-  const T* from = nullptr;
-  T* to = nullptr;
-  index_t from_stride = 0, to_stride = 0;
-};
+/// Two strips of so many rows and fewer are walked in turns: more would not stay in the first-level cache.
+inline constexpr index_t rows_of_pairs = 128;
 
 /// A set of values of one group, in registers.
 template <class T, int Packets>
@@ -89,7 +84,7 @@ inline void store_reads(const Readers<T>& r, index_t g, index_t column, index_t 
 
 /// One walk over a strip: group `written` writes, group `asked` reads.
 template <class T, int Writing, int Reading, fading Fade, int Packets>
-inline void pass(Strip<T> strip, const Scan<T>& s, index_t column, index_t written, index_t asked) {
+inline void pass(T* strip, const Scan<T>& s, index_t column, index_t written, index_t asked) {
   using P = Packet<T>;
   P value[2][group][Packets], sum[2][group][Packets], shade[Packets];
   const T *writer[2] = {}, *reader[2] = {};
@@ -115,7 +110,7 @@ inline void pass(Strip<T> strip, const Scan<T>& s, index_t column, index_t writt
     P now[Packets];
 #pragma GCC unroll 2
     for (int j = 0; j < Packets; ++j) {
-      now[j] = P::load(strip.from + j * P::width);
+      now[j] = P::load(strip + j * P::width);
       if constexpr (Fade == fading::rows) now[j] = now[j] * P(fade[k]);
       if constexpr (Fade == fading::columns) now[j] = now[j] * shade[j];
     }
@@ -127,12 +122,11 @@ inline void pass(Strip<T> strip, const Scan<T>& s, index_t column, index_t writt
 #pragma GCC unroll 2
         for (int j = 0; j < Packets; ++j) now[j] = fma(number, value[w][i][j], now[j]);
       }
-    if constexpr (Writing > 0) {
+    if constexpr (Writing > 0 || Fade != fading::none) {
 #pragma GCC unroll 2
-      for (int j = 0; j < Packets; ++j) now[j].store(strip.to + j * P::width);
-      strip.to += strip.to_stride;
+      for (int j = 0; j < Packets; ++j) now[j].store(strip + j * P::width);
     }
-    strip.from += strip.from_stride;
+    strip += Packets * P::width;
 #pragma GCC unroll 2
     for (int r = 0; r < Reading; ++r)
 #pragma GCC unroll 4
@@ -146,45 +140,53 @@ inline void pass(Strip<T> strip, const Scan<T>& s, index_t column, index_t writt
   for (int r = 0; r < Reading; ++r) store_reads(s.readers[r], asked, column, s.columns, sum[r]);
 }
 
-/// All groups over one strip. `finish(group, column, packets)` is called when the reads of a group are there and before it writes.
+/// Step i of a strip: what group i asks for is read while what the group before it wrote is added; the last step adds alone.
+/// `finish(group, column, packets)` is called when the reads of a group are there and before it writes.
 template <class T, int Writing, int Reading, fading Fade, int Packets, class Finish>
-void scan_strip(Strip<T> strip, const Scan<T>& s, index_t column, Finish&& finish) {
-  for (index_t i = 0; i < s.groups; ++i) {
-    const index_t here = s.backwards ? s.groups - 1 - i : i, before = s.backwards ? here + 1 : here - 1;
-    if (i == 0 || Writing == 0) {
-      if constexpr (Reading > 0) pass<T, 0, Reading, fading::none, Packets>(strip, s, column, here, here);
-    } else {
-      pass<T, Writing, Reading, Fade, Packets>(strip, s, column, before, here);
-      strip.from = strip.to;
-      strip.from_stride = strip.to_stride;
-    }
-    finish(here, column, Packets);
+inline void scan_step(T* strip, const Scan<T>& s, index_t column, index_t i, Finish&& finish) {
+  const index_t here = s.backwards ? s.groups - 1 - i : i, before = s.backwards ? here + 1 : here - 1;
+  constexpr bool changes = Writing > 0 || Fade != fading::none;
+  if (i == s.groups) {
+    if constexpr (changes) pass<T, Writing, 0, Fade, Packets>(strip, s, column, before, before);
+    return;
   }
-  if constexpr (Writing > 0) {
-    const index_t last = s.backwards ? 0 : s.groups - 1;
-    pass<T, Writing, 0, Fade, Packets>(strip, s, column, last, last);
-  }
+  if (i > 0 && changes)
+    pass<T, Writing, Reading, Fade, Packets>(strip, s, column, before, here);
+  else if constexpr (Reading > 0)
+    pass<T, 0, Reading, fading::none, Packets>(strip, s, column, here, here);
+  finish(here, column, Packets);
 }
 
-template <class T, int Writing, int Reading, fading Fade, class Place, class Finish>
-void scan_strips(const Scan<T>& s, Place&& place, Finish&& finish) {
+template <class T, int Writing, int Reading, fading Fade, class Finish>
+void scan_strips(const Scan<T>& s, T* state, Finish&& finish) {
   constexpr int packets = static_cast<int>(strip_columns<T> / Packet<T>::width);
+  constexpr index_t width = strip_columns<T>;
   index_t column = 0;
-  for (; column + strip_columns<T> <= s.columns; column += strip_columns<T>)
-    scan_strip<T, Writing, Reading, Fade, packets>(place(column, strip_columns<T>), s, column, finish);
-  if (column < s.columns) scan_strip<T, Writing, Reading, Fade, 1>(place(column, Packet<T>::width), s, column, finish);
+  // Two strips take turns: while a group is finished in one, which is a chain of few operations, the walk over the other goes on.
+  for (; s.rows <= rows_of_pairs && column + 2 * width <= s.columns; column += 2 * width) {
+    T *left = state + column * s.rows, *right = left + width * s.rows;
+    for (index_t i = 0; i <= s.groups; ++i) {
+      scan_step<T, Writing, Reading, Fade, packets>(left, s, column, i, finish);
+      scan_step<T, Writing, Reading, Fade, packets>(right, s, column + width, i, finish);
+    }
+  }
+  for (; column + width <= s.columns; column += width) {
+    for (index_t i = 0; i <= s.groups; ++i) scan_step<T, Writing, Reading, Fade, packets>(state + column * s.rows, s, column, i, finish);
+  }
+  if (column < s.columns) {
+    for (index_t i = 0; i <= s.groups; ++i) scan_step<T, Writing, Reading, Fade, 1>(state + column * s.rows, s, column, i, finish);
+  }
 }
 
-/// place(column, width) -> the Strip of a state from that column on.
-template <class T, class Place, class Finish>
-void scan_states(const Scan<T>& s, Place&& place, Finish&& finish) {
+template <class T, class Finish>
+void scan_state(const Scan<T>& s, T* state, Finish&& finish) {
   const auto with_fade = [&]<int Writing, int Reading>() {
-    if (s.fade == fading::none || Writing == 0)
-      scan_strips<T, Writing, Reading, fading::none>(s, place, finish);
+    if (s.fade == fading::none)
+      scan_strips<T, Writing, Reading, fading::none>(s, state, finish);
     else if (s.fade == fading::rows)
-      scan_strips<T, Writing, Reading, fading::rows>(s, place, finish);
+      scan_strips<T, Writing, Reading, fading::rows>(s, state, finish);
     else
-      scan_strips<T, Writing, Reading, fading::columns>(s, place, finish);
+      scan_strips<T, Writing, Reading, fading::columns>(s, state, finish);
   };
   const auto with_readers = [&]<int Writing>() {
     if (s.reading == 2)
@@ -201,18 +203,6 @@ void scan_states(const Scan<T>& s, Place&& place, Finish&& finish) {
     with_readers.template operator()<1>();
   else
     with_readers.template operator()<0>();
-}
-
-/// The same over a state that lies in strips of its own.
-template <class T, class Finish>
-void scan_state(const Scan<T>& s, T* state, Finish&& finish) {
-  scan_states(
-      s,
-      [&](index_t column, index_t width) {
-        T* first = state + column * s.rows;
-        return Strip<T>{first, first, width, width};
-      },
-      finish);
 }
 
 }  // namespace recollect::detail

@@ -12,9 +12,14 @@
 ///
 /// so that delta is S <- D S, S <- S + beta k (v - k^T S)^T (Schlag et al. 2021, eq. 20, with the decay before the read). Normalised, a
 /// vector z_t = D_t z_{t-1} + phi(key_t) goes along, and with `outputs` o_t is divided by z_t . phi(q_t); with `outputs_and_removals` what
-/// is removed too, by (D_t z_{t-1}) . phi(key_t). A divisor of 0 makes zeros. The state then has one more column, z.
+/// is removed too, by (D_t z_{t-1}) . phi(key_t). A divisor of 0 makes zeros, and one below the smallest normal
+/// number over its precision has no gradient. The state then has one more column, z.
 ///
-/// Letters: T tokens, d the width of queries and keys, K = phi's width of it, V that of values, W = V or V + 1. scale is float64.
+/// Where a map gives logarithms of phi, rule::sum with `outputs` works with these, so that nothing over- or underflows: rows k of S and
+/// of z are held divided by e^{c_k}, c_k the running maximum of log phi(key)_k and, fading with D, of what came before. c is one more
+/// column of the state (0 where z is 0), and a constant for gradients: it cancels in every output, and its own gradient is 0.
+///
+/// Letters: T tokens, d the width of queries and keys, K = phi's width of it, V that of values, W = V, V + 1 or V + 2. scale is float64.
 #pragma once
 
 #include "recollect/core/shapes.hpp"
