@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from . import _device
+
 FloatArray = NDArray[np.floating[Any]]
 
 _HALVES = ("float16", "bfloat16")
@@ -39,6 +41,11 @@ def plain(op: str, name: str, value: Any) -> NDArray[Any]:
         raise TypeError(
             f"{op}: {name} is a tensor that requires grad, and its graph would be lost here; "
             "pass a detached tensor and take gradients with recollect.vjp"
+        )
+    if _device.holds(value):
+        raise TypeError(
+            f"{op}: {name} is on a CUDA device; expected an array in the memory of this process, as the others are or as there is "
+            "no CUDA kernel for this yet"
         )
     try:
         return np.asarray(value)

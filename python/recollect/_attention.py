@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import _array, _score
+from . import _array, _device, _score
 from ._attention_operands import (
     Causal,
     Operands,
@@ -21,6 +21,7 @@ from ._attention_operands import (
     width_of,
 )
 from ._core import core
+from ._device_ops import attend as attend_on_device
 from ._score import Score
 from ._score_blocks import Scores, attend_blocks
 from ._separation import Separation
@@ -50,6 +51,7 @@ def attend(
     top_k: int | None = None,
     return_lse: bool = False,
     out: NDArray[Any] | None = None,
+    stream: int | None = None,
 ) -> NDArray[Any] | Attention:
     """Read values through keys: soft attention, key-value attention, self attention and cross attention are all this.
 
@@ -94,6 +96,9 @@ def attend(
         Also return lse; with another separation than softmax, Omega*(s).
     out : array, optional
         Where to write; of the right shape and dtype, sharing no memory with the inputs.
+    stream : int, optional
+        The CUDA stream to queue the work on, as a number (PyTorch: ``torch.cuda.current_stream().cuda_stream``), where the arrays
+        are on a CUDA device; the default stream if not given. Nothing waits for it.
 
     Returns
     -------
@@ -126,6 +131,17 @@ def attend(
            [3.]])
     """
     op = "attention.attend"
+    if _device.found(query, key, value):
+        options: dict[str, Any] = {"scale": scale, "causal": causal, "mask": mask, "bias": bias, "stream": stream}
+        rest: dict[str, Any] = {
+            "sink": (sink, None),
+            "separation": (separation, "softmax"),
+            "score": (score, "dot"),
+            "top_k": (top_k, None),
+        }
+        read_out, lse = attend_on_device(op, query, key, value, **options, return_lse=return_lse, out=out, **rest)
+        return Attention(read_out, lse) if return_lse else read_out
+    _device.refuse_stream(op, stream)
     given = operands(op, query, key, value, scale, causal, mask, bias, sink, score)
     compared, _ = compare(op, given)
     ops, heads = grouped(op, compared)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.util import find_spec
 
 import numpy as np
@@ -22,6 +23,19 @@ class Config(dict[str, object]):
     __repr__ = __str__
 
 
+def cuda_state() -> str:
+    """Whether there is a CUDA backend, a device, and which kernels have been seen to work on one."""
+    if find_spec(f"{__package__}._cuda") is None:
+        return "not built"
+    try:
+        module = import_module(f"{__package__}._cuda")
+    except ImportError as problem:
+        return f"built, but cannot be loaded: {problem}"
+    count, why = module.cards()
+    here = module.card_name(0) if count else f"no device: {why}"
+    return f"built; {here}; {module.evidence}"
+
+
 def show_config() -> Config:
     """Report the version, the instruction-set level in use and what the core was built with.
 
@@ -38,6 +52,6 @@ def show_config() -> Config:
         compiler=build["compiler"],
         eigen=build["eigen"],
         threads=core.get_num_threads(),
-        cuda="built" if find_spec(f"{__package__}._cuda") else "not built",
+        cuda=cuda_state(),
         numpy=np.__version__,
     )

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _array, _feature_map
+from . import _array, _device, _feature_map
 from ._core import core
+from ._device_ops import fast_weight as on_device
 
 Array = NDArray[Any]
 
@@ -52,6 +53,7 @@ class Problem(NamedTuple):
     leading: tuple[int, ...]
     sizes: tuple[int, int, int]  # T, K, V
     columns: int  # of a state: V and those behind the values
+    on_device: bool = False  # a CUDA device, where arrays are whatever they came as
 
     def operands(self) -> dict[str, Any]:
         """The arguments that every call of the core begins with."""
@@ -90,21 +92,20 @@ def problem(
         phi = _feature_map.FeatureMap(phi.name, row_norm, phi.nu, phi.matrix)
     if decay is not None and log_decay is not None:
         raise ValueError(f"{op}: decay and log_decay are both given; expected one of them")
-    arrays = {name: _array.floating(op, name, value) for name, value in given.items() if value is not None}
+    on_device = _device.found(*given.values(), decay, log_decay)
+    floating = _as_it_is if on_device else _array.floating
+    arrays = {name: floating(op, name, value) for name, value in given.items() if value is not None}
     name = "decay" if log_decay is None else "log_decay"
-    fading = (
-        None
-        if decay is None and log_decay is None
-        else _array.floating(op, name, log_decay if decay is None else decay)
-    )
-    dtype = _array.arithmetic(*arrays.values(), fading)
-    arrays = {name: _array.typed(array, dtype) for name, array in arrays.items()}
+    fading = None if decay is None and log_decay is None else floating(op, name, log_decay if decay is None else decay)
+    dtype = np.dtype(np.float32) if on_device else _array.arithmetic(*arrays.values(), fading)
+    if not on_device:
+        arrays = {name: _array.typed(array, dtype) for name, array in arrays.items()}
     rows = arrays["query"] if "query" in arrays else arrays["key"]
     T, d = rows.shape[-2:] if rows.ndim >= 2 else (0, 0)
     K = _feature_map.width(op, phi, d)
     if fading is not None:
-        arrays[_kind(op, name, fading, rows, T, K)] = _array.typed(fading, dtype)
-    arrays["scale"] = _array.scalars(op, "scale", 1.0 if scale is None else scale)
+        arrays[_kind(op, name, fading, rows, T, K)] = fading if on_device else _array.typed(fading, dtype)
+    arrays["scale"] = scale if _device.holds(scale) else _array.scalars(op, "scale", 1.0 if scale is None else scale)
     size = (
         DEFAULT_CHUNK
         if chunk is None
@@ -118,7 +119,17 @@ def problem(
     V = max(V, 0)
     own = {"beta": 1, "decay": 1, "scale": 0}
     leading = _array.leading_axes(op, *((name, arrays.get(name), own.get(name, 2)) for name in NAMES))
-    return Problem(rule, arrays, phi.choice(), log_decay is not None, size, dtype, leading, (T, K, V), V + behind)
+    sizes = (T, K, V)
+    return Problem(
+        rule, arrays, phi.choice(), log_decay is not None, size, dtype, leading, sizes, V + behind, on_device
+    )
+
+
+def _as_it_is(op: str, name: str, value: Any) -> Any:
+    """An array of a device; that it is one is checked by the call."""
+    if not hasattr(value, "shape"):
+        raise TypeError(f"{op}: {name} is a {type(value).__name__}; expected an array on the CUDA device of the others")
+    return value
 
 
 def _kind(op: str, name: str, decay: Array, rows: Array, T: int, K: int) -> str:
@@ -134,8 +145,12 @@ def run(p: Problem, out: Array | None, out_state: Array | None, **tape: Any) -> 
     core.fast_weight(**p.operands(), out=out, out_state=out_state, **tape)
 
 
-def apply(p: Problem, out: Any, return_state: bool, out_state: Any = None) -> Any:
+def apply(p: Problem, out: Any, return_state: bool, out_state: Any = None, stream: int | None = None) -> Any:
     """The public result: out, or out and the state."""
+    if p.on_device:
+        read_out, new_state = on_device(p, out, return_state, out_state, stream)
+        return FastWeights(read_out, new_state) if return_state else read_out
+    _device.refuse_stream(p.rule.op, stream)
     result = _array.output(p.rule.op, out, p.out_shape(), p.dtype, *p.arrays.values())
     state = room_for_state(p, out_state) if return_state or out_state is not None else None
     run(p, result, state)
@@ -162,6 +177,11 @@ class Tape:
     """A forward pass that keeps what its gradient needs."""
 
     def __init__(self, p: Problem, out: bool = True, state: bool = True) -> None:
+        if p.on_device:
+            raise TypeError(
+                f"{p.rule.op}: an array is on a CUDA device; expected arrays in the memory of this process, "
+                "as there are no CUDA kernels for this gradient yet"
+            )
         self.problem = p
         written, checkpoints = p.tape_shapes()
         self.out = np.empty(p.out_shape(), p.dtype) if out else None

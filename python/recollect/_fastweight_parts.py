@@ -31,7 +31,7 @@ def unchanged(gradients: Gradients) -> Gradients:
 def run(parts: Callable[[Arguments], Parts], given: Arguments) -> Array | core.FastWeights:
     """The public result of an op."""
     result: Array | core.FastWeights = core.apply(
-        parts(given)[0], given["out"], given["return_state"], given.get("out_state")
+        parts(given)[0], given["out"], given["return_state"], given.get("out_state"), given.get("stream")
     )
     return result
 
@@ -155,6 +155,7 @@ _OPTIONS = (
     "forget",
     "ridge",
     "micro_steps",
+    "stream",
 )
 
 

@@ -43,6 +43,7 @@ def gated_delta_rule(
     chunk: int | None = None,
     return_state: bool = False,
     out: NDArray[Any] | None = None,
+    stream: int | None = None,
 ) -> NDArray[Any] | FastWeights:
     """Gated DeltaNet: X = D_t S, S = X + beta_t k_t (v_t - X^T k_t)^T, with a decay for each token (Yang et al. 2024,
     https://arxiv.org/abs/2412.06464, eq. 10). The same as `delta_rule` with that decay.
@@ -71,6 +72,8 @@ def gated_delta_rule(
         Also return the state after the last token.
     out : array, optional
         Where to write.
+    stream : int, optional
+        The CUDA stream to queue the work on, where the arrays are on a CUDA device; see `delta_rule`.
 
     Examples
     --------
@@ -98,6 +101,7 @@ def kimi_delta_attention(
     chunk: int | None = None,
     return_state: bool = False,
     out: NDArray[Any] | None = None,
+    stream: int | None = None,
 ) -> NDArray[Any] | FastWeights:
     """Kimi delta attention: the gated delta rule with a decay for each channel, X = Diag(D_t) S, S = X + beta_t k_t (v_t - X^T k_t)^T.
 
@@ -125,6 +129,8 @@ def kimi_delta_attention(
         Also return the state after the last token.
     out : array, optional
         Where to write.
+    stream : int, optional
+        The CUDA stream to queue the work on, where the arrays are on a CUDA device; see `delta_rule`.
 
     Examples
     --------

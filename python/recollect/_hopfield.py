@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import _array
+from . import _array, _device
 from ._core import core
+from ._device_ops import retrieve as retrieve_on_device
 from ._separation import Separation, split
 
 __all__ = ["Nearest", "Retrieval", "energy", "nearest", "retrieve"]
@@ -152,6 +153,7 @@ def retrieve(
     mask: ArrayLike | None = None,
     return_info: bool = False,
     out: NDArray[Any] | None = None,
+    stream: int | None = None,
 ) -> NDArray[Any] | Retrieval:
     """Stored patterns that state patterns remind of.
 
@@ -183,6 +185,9 @@ def retrieve(
         Also return what is known about each state.
     out : array, optional
         Where to write; of the right shape and dtype, sharing no memory with the inputs.
+    stream : int, optional
+        The CUDA stream to queue the work on, as a number (PyTorch: ``torch.cuda.current_stream().cuda_stream``), where the arrays
+        are on a CUDA device; the default stream if not given. Nothing waits for it.
 
     Returns
     -------
@@ -219,6 +224,23 @@ def retrieve(
     array([[1., 1., 1., 1.]])
     """
     op = "hopfield.retrieve"
+    if _device.found(state, patterns, values):
+        options: dict[str, Any] = {
+            "beta": beta,
+            "values": values,
+            "steps": steps,
+            "mask": mask,
+            "stream": stream,
+            "out": out,
+        }
+        rest: dict[str, Any] = {
+            "separation": (separation, "softmax"),
+            "tol": (tol, None),
+            "return_info": (return_info, False),
+        }
+        retrieved: NDArray[Any] = retrieve_on_device(op, state, patterns, **options, **rest)
+        return retrieved
+    _device.refuse_stream(op, stream)
     ops = operands(op, state, patterns, values, beta, mask)
     count, tolerance = step_rule(op, steps, tol, ops.dtype)
     shape = rows_shape(op, ops)

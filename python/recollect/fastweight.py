@@ -76,6 +76,7 @@ def linear_attention(
     return_state: bool = False,
     out: NDArray[Any] | None = None,
     out_state: NDArray[Any] | None = None,
+    stream: int | None = None,
 ) -> NDArray[Any] | FastWeights:
     """Attention whose weights are phi(q).phi(k), so that a matrix of fixed size holds all keys and values: the sum rule.
 
@@ -120,6 +121,9 @@ def linear_attention(
         Where to write; of the right shape and dtype, sharing no memory with the inputs.
     out_state : array (..., K, W), optional
         Where to write the state after the last token; it may be `state` itself, which is then changed in place.
+    stream : int, optional
+        The CUDA stream to queue the work on, as a number (PyTorch: ``torch.cuda.current_stream().cuda_stream``), where the arrays
+        are on a CUDA device; the default stream if not given. Nothing waits for it.
 
     Returns
     -------
@@ -174,6 +178,7 @@ def delta_rule(
     return_state: bool = False,
     out: NDArray[Any] | None = None,
     out_state: NDArray[Any] | None = None,
+    stream: int | None = None,
 ) -> NDArray[Any] | FastWeights:
     """A fast weight memory that edits what it holds: what a key retrieves is moved towards the new value.
 
@@ -216,6 +221,9 @@ def delta_rule(
         Where to write; of the right shape and dtype, sharing no memory with the inputs.
     out_state : array (..., K, W), optional
         Where to write the state after the last token; it may be `state` itself, which is then changed in place.
+    stream : int, optional
+        The CUDA stream to queue the work on, as a number (PyTorch: ``torch.cuda.current_stream().cuda_stream``), where the arrays
+        are on a CUDA device; the default stream if not given. Nothing waits for it.
 
     Returns
     -------
@@ -265,6 +273,7 @@ def fast_weight(
     return_state: bool = False,
     out: NDArray[Any] | None = None,
     out_state: NDArray[Any] | None = None,
+    stream: int | None = None,
 ) -> NDArray[Any] | FastWeights:
     """The general recurrence, diagonal plus low rank, of which the named rules are special cases.
 
@@ -305,6 +314,9 @@ def fast_weight(
         Where to write; of the right shape and dtype, sharing no memory with the inputs.
     out_state : array (..., K, W), optional
         Where to write the state after the last token; it may be `state` itself, which is then changed in place.
+    stream : int, optional
+        The CUDA stream to queue the work on, as a number (PyTorch: ``torch.cuda.current_stream().cuda_stream``), where the arrays
+        are on a CUDA device; the default stream if not given. Nothing waits for it.
 
     Returns
     -------

@@ -14,14 +14,14 @@ namespace nb = nanobind;
 using In = nb::ndarray<nb::ro>;
 using Out = nb::ndarray<>;
 
-/// NumPy has no bfloat16 of its own: its bits travel as uint16, which means nothing else here.
+/// NumPy has no bfloat16 of its own: its bits travel as uint16, which means nothing else here. Frameworks of devices have one.
 inline dtype dtype_from(nb::dlpack::dtype type) {
   using Code = nb::dlpack::dtype_code;
   const auto is = [&](Code code, int bits) { return type.code == static_cast<std::uint8_t>(code) && type.bits == bits; };
   if (is(Code::Float, 32)) return dtype::float32;
   if (is(Code::Float, 64)) return dtype::float64;
   if (is(Code::Float, 16)) return dtype::float16;
-  if (is(Code::UInt, 16)) return dtype::bfloat16;
+  if (is(Code::UInt, 16) || is(Code::Bfloat, 16)) return dtype::bfloat16;
   if (is(Code::Bool, 8)) return dtype::boolean;
   if (is(Code::Int, 64)) return dtype::int64;
   fail(status::type, "an array has an element type that recollect does not know");

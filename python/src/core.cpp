@@ -5,6 +5,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 
+#include "exceptions.hpp"
 #include "recollect/core/parallel.hpp"
 #include "recollect/ops/packet.hpp"
 #include "recollect/spec/attention.hpp"
@@ -23,19 +24,6 @@ void bind_score(nb::module_& m);
 }  // namespace recollect::python
 
 namespace {
-
-PyObject* python_exception(recollect::status code) {
-  switch (code) {
-    case recollect::status::value:
-      return PyExc_ValueError;
-    case recollect::status::type:
-      return PyExc_TypeError;
-    case recollect::status::memory:
-      return PyExc_MemoryError;
-    default:
-      return PyExc_RuntimeError;
-  }
-}
 
 nb::dict build_info() {
   nb::dict info;
@@ -64,13 +52,7 @@ nb::dict shapes() {
 }  // namespace
 
 NB_MODULE(RECOLLECT_MODULE, m) {
-  nb::register_exception_translator([](const std::exception_ptr& exception, void*) {
-    try {
-      std::rethrow_exception(exception);
-    } catch (const recollect::error& error) {
-      PyErr_SetString(python_exception(error.code()), error.what());
-    }
-  });
+  recollect::python::translate_exceptions();
   m.def("build_info", &build_info);
   m.def("shapes", &shapes);
   m.def("get_num_threads", &recollect::get_num_threads);

@@ -9,16 +9,17 @@ import pytest
 
 from tests.meta.toolchain import HEADERS, compiler, eigen_include, run
 
-ALL = sorted((HEADERS / "recollect").rglob("*.hpp"))
+KERNELS = HEADERS.parents[1] / "cuda" / "include"
+ALL = sorted([*(HEADERS / "recollect").rglob("*.hpp"), *(KERNELS / "recollect").rglob("*.hpp")])
 STRICT = ("-std=c++20", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-pthread")
 
 
 def flags() -> list[str]:
-    return [*STRICT, f"-I{HEADERS}", "-isystem", str(eigen_include())]
+    return [*STRICT, "-Wno-unknown-pragmas", f"-I{HEADERS}", f"-I{KERNELS}", "-isystem", str(eigen_include())]
 
 
 def by_name(path: Path) -> str:
-    return str(path.relative_to(HEADERS))
+    return str(path.relative_to(HEADERS if path.is_relative_to(HEADERS) else KERNELS))
 
 
 @pytest.mark.parametrize("path", ALL, ids=by_name)

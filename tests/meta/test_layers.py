@@ -20,6 +20,7 @@ ALLOWED = {
     "memory": OPS | {"memory"},
     "capi": OPS | {"layers", "memory", "capi", "version.hpp"},
     "python": OPS | {"layers", "memory", "python", "version.hpp"},
+    "_cuda": {"core", "math", "spec", "cuda", "version.hpp"},
     "recollect.hpp": OPS | {"layers", "memory", "version.hpp"},
     "version.hpp": set[str](),
 }
@@ -27,8 +28,11 @@ SUFFIXES = {".h", ".hpp", ".c", ".cpp", ".cu", ".cuh"}
 
 
 def layer_of(path: Path) -> str:
-    """The directory inside the include directory, or else the top directory that names a layer."""
+    """The directory inside the include directory, or else the top directory that names a layer. The module of devices is one of its
+    own: it sees the kernels' launchers, and nothing of the CPU's ops."""
     parts = path.relative_to(ROOT).parts
+    if parts == ("python", "src", "cuda.cpp"):
+        return "_cuda"
     if "recollect" in parts[:-1]:
         return parts[parts.index("recollect") + 1]
     return "capi" if "capi" in parts else parts[0]
@@ -54,4 +58,15 @@ def test_includes_point_down(path: Path) -> None:
         elif include.startswith("cuda"):
             assert layer == "cuda", f"{layer}/ must not include {include}: only cuda/ may"
         elif include == "Python.h" or include.startswith("nanobind/"):
-            assert layer == "python", f"{layer}/ must not include {include}: only python/src may"
+            assert layer in ("python", "_cuda"), f"{layer}/ must not include {include}: only python/src may"
+
+
+def test_kernels_are_plain_cpp() -> None:
+    """All headers of cuda/ but one compile without CUDA, so that an emulator can run what a device runs; and none has a macro."""
+    headers = sorted((ROOT / "cuda" / "include").rglob("*.*"))
+    assert [path.name for path in headers if path.suffix == ".cuh"] == ["stream.cuh"]
+    for path in headers:
+        text = path.read_text()
+        assert not re.findall(r"^\s*#\s*define", text, re.M), path.name
+        if path.suffix == ".hpp":
+            assert "__" not in re.sub(r"#.*", "", text), f"{path.name} names what only a compiler of kernels knows"

@@ -5,9 +5,11 @@
 #include "recollect/version.hpp"
 
 // What everything is made of.
+#include "recollect/core/checks.hpp"     // what every op checks of its arrays
 #include "recollect/core/dtype.hpp"      // element types as values; index_t; the half-width storage types
 #include "recollect/core/error.hpp"      // one exception: a status and a sentence
 #include "recollect/core/parallel.hpp"   // parallel_for, the thread pool, set_executor
+#include "recollect/core/placement.hpp"  // rows and outer axes: where the operands of a recall lie
 #include "recollect/core/scratch.hpp"    // working memory of a task
 #include "recollect/core/shapes.hpp"     // what an op expects of its operands, as a table in dimension letters
 #include "recollect/core/type_list.hpp"  // names to types: how separations and feature maps are registered

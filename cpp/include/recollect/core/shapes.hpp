@@ -148,15 +148,15 @@ struct Axes {
   int rank = 0;
   std::array<index_t, max_rank + 1> extents{};
 
-  void add(index_t extent) { extents[rank++] = extent; }
+  constexpr void add(index_t extent) { extents[rank++] = extent; }
 
-  index_t count() const {
+  constexpr index_t count() const {
     index_t product = 1;
     for (int axis = 0; axis < rank; ++axis) product *= extents[axis];
     return product;
   }
 
-  index_t offset(index_t flat, const std::array<index_t, max_rank + 1>& strides) const {
+  constexpr index_t offset(index_t flat, const std::array<index_t, max_rank + 1>& strides) const {
     index_t place = 0;
     for (int axis = rank - 1; axis >= 0; --axis) {
       place += flat % extents[axis] * strides[axis];

@@ -27,18 +27,25 @@ struct exp2_constants<double> {
                                  0x1.b524fae627834p-24, 0x1.e6063f7217bc6p-28, 0x1.e9d3fe3952179p-32};
 };
 
+/// c[I] + c[I + 1] f + ... Every coefficient is named as a constant: an array of constants does not exist on a device.
+template <class T, int I, class V>
+constexpr V exp2_polynomial(V f) {
+  constexpr int terms = sizeof(exp2_constants<T>::c) / sizeof(T);
+  constexpr T coefficient = exp2_constants<T>::c[I];
+  if constexpr (I + 1 < terms) return fma(exp2_polynomial<T, I + 1>(f), f, V(coefficient));
+  return V(coefficient);
+}
+
 /// T is the number type, V a packet of it. -inf gives exactly 0. NaN stays NaN: it reaches the result through f, never through the bits
 /// of the exponent, which its payload would spoil.
 template <class T, class V>
-inline V exp2(V x) {
+constexpr V exp2(V x) {
   using constants = exp2_constants<T>;
-  constexpr int degree = sizeof(constants::c) / sizeof(T);
   x = max(x, V(constants::lowest));
   const V shifted = x + V(constants::exponent_shift);
   const V n = shifted - V(constants::exponent_shift);
   const V f = x - n;
-  V p = V(constants::c[degree - 1]);
-  for (int i = degree - 2; i >= 0; --i) p = fma(p, f, V(constants::c[i]));
+  const V p = exp2_polynomial<T, 0>(f);
   const V power = power_of_two(n, shifted);
   return fma(p * f, power, power);
 }

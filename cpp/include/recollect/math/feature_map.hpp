@@ -15,11 +15,15 @@
 
 namespace recollect {
 
+/// What is done to phi(x) before it is used: nothing, divided by its sum (Schlag et al. 2021, eq. 23) or by its length. A divisor of 0
+/// makes zeros.
+enum class row_norm { none, sum, l2 };
+
 namespace math {
 
 /// e^x for x <= 0, with x log2(e) in two parts: a rounded product would cost a relative error of |x| eps.
 template <class T, class V>
-V exp_negative(V x) {
+constexpr V exp_negative(V x) {
   constexpr T log2_e = static_cast<T>(1.442695040888963407359924681001892137L);
   constexpr T rest = static_cast<T>(1.442695040888963407359924681001892137L - static_cast<long double>(log2_e));
   constexpr T ln_2 = static_cast<T>(0.693147180559945309417232121458176568L);
@@ -54,11 +58,11 @@ struct elementwise_map {
 struct identity : elementwise_map<identity> {
   static constexpr std::string_view name = "identity";
   template <class T, class V>
-  static V value(V x) {
+  static constexpr V value(V x) {
     return x;
   }
   template <class T, class V>
-  static V slope(V) {
+  static constexpr V slope(V) {
     return V(T(1));
   }
 };
@@ -67,11 +71,11 @@ struct identity : elementwise_map<identity> {
 struct relu : elementwise_map<relu> {
   static constexpr std::string_view name = "relu";
   template <class T, class V>
-  static V value(V x) {
+  static constexpr V value(V x) {
     return max(x, V(T(0)));
   }
   template <class T, class V>
-  static V slope(V x) {
+  static constexpr V slope(V x) {
     return where_positive(x, V(T(1)));
   }
 };
@@ -80,12 +84,12 @@ struct relu : elementwise_map<relu> {
 struct squared_relu : elementwise_map<squared_relu> {
   static constexpr std::string_view name = "squared_relu";
   template <class T, class V>
-  static V value(V x) {
+  static constexpr V value(V x) {
     const V r = max(x, V(T(0)));
     return r * r;
   }
   template <class T, class V>
-  static V slope(V x) {
+  static constexpr V slope(V x) {
     const V r = max(x, V(T(0)));
     return r + r;
   }
@@ -95,16 +99,16 @@ struct squared_relu : elementwise_map<squared_relu> {
 struct elu1 : elementwise_map<elu1> {
   static constexpr std::string_view name = "elu1";
   template <class T, class V>
-  static V below(V x) {
+  static constexpr V below(V x) {
     const V zero(T(0));
     return math::exp_negative<T>(zero - max(zero - x, zero));
   }
   template <class T, class V>
-  static V value(V x) {
+  static constexpr V value(V x) {
     return max(x, V(T(0))) + below<T>(x);
   }
   template <class T, class V>
-  static V slope(V x) {
+  static constexpr V slope(V x) {
     return below<T>(x);
   }
 };

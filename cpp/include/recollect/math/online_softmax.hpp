@@ -14,10 +14,10 @@ struct OnlineSoftmax {
   T sum = 0;
 
   /// What scores are taken relative to: finite even when nothing was admissible, so that -inf - (-inf) never arises.
-  T reference() const { return largest == -std::numeric_limits<T>::infinity() ? T(0) : largest; }
+  constexpr T reference() const { return largest == -std::numeric_limits<T>::infinity() ? T(0) : largest; }
 
   /// Raises `largest` to at least `score` and returns the factor that earlier sums, and whatever was weighted by them, shrink by.
-  T raise(T score) {
+  constexpr T raise(T score) {
     if (!(score > largest)) return T(1);
     const T factor = std::exp2(largest - score);
     largest = score;
@@ -26,7 +26,7 @@ struct OnlineSoftmax {
   }
 
   /// The logarithm, to the base 2, of the sum of 2^score.
-  double log_sum() const { return static_cast<double>(largest) + std::log2(static_cast<double>(sum)); }
+  constexpr double log_sum() const { return static_cast<double>(largest) + std::log2(static_cast<double>(sum)); }
 };
 
 }  // namespace recollect::math

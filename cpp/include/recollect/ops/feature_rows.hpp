@@ -9,10 +9,6 @@
 
 namespace recollect {
 
-/// What is done to phi(x) before it is used: nothing, divided by its sum (Schlag et al. 2021, eq. 23) or by its length. A divisor of 0
-/// makes zeros.
-enum class row_norm { none, sum, l2 };
-
 namespace detail {
 
 /// A map that gives log phi instead of phi.

@@ -5,14 +5,11 @@
 #include <cmath>
 #include <limits>
 
+#include "recollect/core/checks.hpp"
 #include "recollect/math/separation.hpp"
 #include "recollect/ops/recall_problem.hpp"
 
 namespace recollect::detail {
-
-inline void check_given(std::string_view op, const char* argument, const ConstArray& array) {
-  if (!array.given()) fail(status::value, op, ": ", argument, " is missing");
-}
 
 /// Calls f(separation) for the one that is wanted, made with its parameter; there are so many patterns, `letter` in the words of the op.
 template <class F>
@@ -71,38 +68,6 @@ void check_numbers(std::string_view op, const char* argument, const ConstArray& 
     const double value = static_cast<const double*>(array.data)[axes.offset(i, strides)];
     if (!rule(value)) fail(status::value, op, ": ", argument, " is ", value, "; expected ", expected);
   }
-}
-
-/// An output that was given has exactly the leading axes of the operands, broadcast, and then `inner`.
-inline void check_output(std::string_view op, const char* argument, const Array& out, dtype type, const Shapes& shapes,
-                         std::initializer_list<index_t> inner) {
-  if (!out.given()) return;
-  Array wanted;
-  for (int axis = 0; axis < shapes.batch_rank(); ++axis) wanted.extents[wanted.rank++] = shapes.batch_extent(axis);
-  for (index_t extent : inner) wanted.extents[wanted.rank++] = extent;
-  if (out.rank != wanted.rank || !std::equal(out.extents.begin(), out.extents.begin() + out.rank, wanted.extents.begin()))
-    fail(status::value, op, ": ", argument, " has shape ", out.shape_text(), "; expected ", wanted.shape_text());
-  if (out.type != type) fail(status::type, op, ": ", argument, " has dtype ", name(out.type), "; expected ", name(type));
-}
-
-/// An input that, like an output, has exactly the leading axes of the operands, broadcast.
-inline Array as_output(const ConstArray& array) {
-  Array same;
-  same.data = const_cast<void*>(array.data);
-  same.type = array.type;
-  same.rank = array.rank;
-  same.extents = array.extents;
-  same.strides = array.strides;
-  return same;
-}
-
-/// A gradient that is wanted has the shape of its operand.
-inline void check_gradient(std::string_view op, const char* argument, const Array& wanted, const ConstArray& operand, dtype type) {
-  if (!wanted.given()) return;
-  check_given(op, argument + 2, operand);  // the gradient d_x of an operand x
-  if (wanted.rank != operand.rank || !std::equal(wanted.extents.begin(), wanted.extents.begin() + wanted.rank, operand.extents.begin()))
-    fail(status::value, op, ": ", argument, " has shape ", wanted.shape_text(), "; expected ", operand.shape_text());
-  if (wanted.type != type) fail(status::type, op, ": ", argument, " has dtype ", name(wanted.type), "; expected ", name(type));
 }
 
 }  // namespace recollect::detail

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/// A CUDA stream as the device that device.hpp describes. For nvcc alone: the one header here that is no plain C++.
+#pragma once
+
+#include <atomic>
+#include <cuda_runtime_api.h>
+#include <vector>
+
+#include "recollect/core/error.hpp"
+#include "recollect/cuda/device.hpp"
+
+namespace recollect::cuda {
+
+inline void check(cudaError_t code, const char* what) {
+  if (code == cudaSuccess) return;
+  cudaGetLastError();  // so that it is told once
+  fail(code == cudaErrorMemoryAllocation ? status::memory : status::runtime, "CUDA: ", what, " failed: ", cudaGetErrorString(code));
+}
+
+/// What a kernel calls its thread. Host bodies are never run; they are there because kernels are compiled for both sides.
+struct StreamThread {
+  __host__ __device__ int index() const {
+#ifdef __CUDA_ARCH__
+    return static_cast<int>(threadIdx.x);
+#else
+    return 0;
+#endif
+  }
+  __host__ __device__ index_t block() const {
+#ifdef __CUDA_ARCH__
+    return static_cast<index_t>(blockIdx.x);
+#else
+    return 0;
+#endif
+  }
+  __host__ __device__ void barrier() const {
+#ifdef __CUDA_ARCH__
+    __syncthreads();
+#endif
+  }
+  __host__ __device__ bool any(bool condition) const {
+#ifdef __CUDA_ARCH__
+    return __syncthreads_or(condition) != 0;
+#else
+    return condition;
+#endif
+  }
+  __host__ __device__ float shuffle_xor(float x, [[maybe_unused]] int mask) const {
+#ifdef __CUDA_ARCH__
+    return __shfl_xor_sync(0xffffffffu, x, mask);
+#else
+    return x;
+#endif
+  }
+  __host__ __device__ char* shared() const {
+#ifdef __CUDA_ARCH__
+    extern __shared__ __align__(16) char memory[];
+    return memory;
+#else
+    return nullptr;
+#endif
+  }
+};
+
+template <class Kernel>
+__global__ void __launch_bounds__(Kernel::threads, 1) run(const __grid_constant__ typename Kernel::Arguments arguments) {
+  Kernel::run(StreamThread{}, arguments);
+}
+
+/// Launches go to one stream of one card, which is made current for as long as this lives; scratch is freed behind the last of them.
+class Stream {
+ public:
+  Stream(int card, cudaStream_t stream) : stream_(stream) {
+    check(cudaGetDevice(&before_), "cudaGetDevice");
+    check(cudaSetDevice(card), "cudaSetDevice");
+  }
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+  ~Stream() {
+    for (void* memory : scratch_) cudaFreeAsync(memory, stream_);
+    cudaSetDevice(before_);
+  }
+
+  template <class Kernel>
+  void launch(index_t blocks, index_t shared_bytes, const typename Kernel::Arguments& arguments) {
+    // More than this has to be asked for, once on every card; asking again does no harm.
+    if (shared_bytes > 49152)
+      check(cudaFuncSetAttribute(run<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)), Kernel::name);
+    run<Kernel><<<static_cast<unsigned>(blocks), Kernel::threads, static_cast<std::size_t>(shared_bytes), stream_>>>(arguments);
+    check(cudaGetLastError(), Kernel::name);
+  }
+
+  void* scratch(index_t bytes) {
+    void* memory = nullptr;
+    if (bytes <= 0) return memory;
+    check(cudaMallocAsync(&memory, static_cast<std::size_t>(bytes), stream_), "cudaMallocAsync");
+    scratch_.push_back(memory);
+    return memory;
+  }
+
+  int architecture() const {
+    int card = 0, major = 0, minor = 0;
+    check(cudaGetDevice(&card), "cudaGetDevice");
+    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, card), "cudaDeviceGetAttribute");
+    check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, card), "cudaDeviceGetAttribute");
+    return 10 * major + minor;
+  }
+
+ private:
+  cudaStream_t stream_;
+  int before_ = 0;
+  std::vector<void*> scratch_;
+};
+
+}  // namespace recollect::cuda

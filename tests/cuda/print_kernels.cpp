@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/// Prints every kernel instance that can be chosen, with its threads and shared memory: name, tab, threads, tab, bytes.
+#include <cstdio>
+#include <cstdlib>
+#include <cxxabi.h>
+#include <typeinfo>
+
+#include "recollect/cuda/select.hpp"
+
+namespace {
+
+using namespace recollect;
+
+template <class Kernel>
+void print() {
+  int failed = 0;
+  char* const name = abi::__cxa_demangle(typeid(Kernel).name(), nullptr, nullptr, &failed);
+  std::printf("%s\t%d\t%lld\n", name, Kernel::threads, static_cast<long long>(Kernel::shared_bytes()));
+  std::free(name);
+}
+
+}  // namespace
+
+int main() {
+  for (const int width : {64, 128, 256}) {
+    cuda::select_forward(0, width, []<class Kernel>() { print<Kernel>(); });
+    cuda::select_backward(0, width, []<class Rows, class Patterns>() { print<Rows>(), print<Patterns>(); });
+    for (const bool normalised : {false, true}) cuda::select_scan(0, width, normalised, []<class Kernel>() { print<Kernel>(); });
+  }
+  print<cuda::RecallMerge>();
+  print<cuda::RecallDots>();
+  print<cuda::CopyNormaliser>();
+}

@@ -1,0 +1,251 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/// The portable fast weight kernel against the recurrence of spec/fast_weight.hpp in float64, on the emulator.
+#include "check.hpp"
+#include "emulator.hpp"
+#include "tensor.hpp"
+
+#include "recollect/cuda/fast_weight.hpp"
+
+namespace {
+
+using namespace recollect;
+using fast_weight::normalisation;
+using fast_weight::rule;
+using test::Shape;
+using test::Tensor;
+
+struct Problem {
+  Tensor query, key, value, beta, a, b, decay, channel_decay, scale, state;
+  double scale_number = 1;
+  const char* map = "identity";
+  row_norm norm = row_norm::none;
+  fast_weight::parameters how;
+  Shape leading;
+  index_t T = 0, K = 0, V = 0;
+
+  bool normalised() const { return how.normalise != normalisation::none; }
+  Shape shape(std::initializer_list<index_t> inner) const {
+    Shape s = leading;
+    s.insert(s.end(), inner);
+    return s;
+  }
+};
+
+struct Answer {
+  Tensor out, state;
+};
+
+std::vector<double> mapped(const Problem& p, const Tensor& rows, const Shape& l, index_t t) {
+  std::vector<double> phi(p.K);
+  double sum = 0, square = 0;
+  const std::string name = p.map;
+  for (index_t k = 0; k < p.K; ++k) {
+    const double x = rows.at(l, {t, k}), r = x > 0 ? x : 0;
+    phi[k] = name == "relu" ? r : name == "squared_relu" ? r * r : name == "elu1" ? (x > 0 ? x + 1 : std::exp(x)) : x;
+    sum += phi[k];
+    square += phi[k] * phi[k];
+  }
+  const double divisor = p.norm == row_norm::none ? 1 : p.norm == row_norm::sum ? sum : std::sqrt(square);
+  for (double& x : phi) x = divisor == 0 ? 0 : x / divisor;
+  return phi;
+}
+
+/// One sequence, token by token, as the spec says it.
+void scan(const Problem& p, const Shape& l, Answer& answer) {
+  const index_t K = p.K, V = p.V;
+  std::vector<double> S(K * V), z(K), u(V), D(K);
+  for (index_t k = 0; k < K && p.state.given(); ++k) {
+    for (index_t v = 0; v < V; ++v) S[k * V + v] = p.state.at(l, {k, v});
+    if (p.normalised()) z[k] = p.state.at(l, {k, V});
+  }
+  const double scale = p.scale.given() ? p.scale.at(l, {}) : p.scale_number;
+  for (index_t t = 0; t < p.T; ++t) {
+    for (index_t k = 0; k < K; ++k) {
+      const double number = p.channel_decay.given() ? p.channel_decay.at(l, {t, k}) : p.decay.given() ? p.decay.at(l, {t}) : 1;
+      const bool given = p.channel_decay.given() || p.decay.given();
+      D[k] = given && p.how.log_decay ? std::exp(number) : number;
+    }
+    std::vector<double> phi(K);
+    if (p.key.given()) phi = mapped(p, p.key, l, t);
+    const double beta = p.beta.given() ? p.beta.at(l, {t}) : 1;
+    std::fill(u.begin(), u.end(), 0);
+    if (p.key.given() && p.how.rule != rule::sum) {
+      double divisor = 0;
+      for (index_t k = 0; k < K; ++k) divisor += D[k] * z[k] * phi[k];
+      for (index_t k = 0; k < K; ++k) {
+        const double removal = p.b.given() ? p.b.at(l, {t, k}) : phi[k];
+        double b = p.how.rule == rule::delta ? -D[k] * removal : removal;
+        if (p.how.rule == rule::delta && p.how.normalise == normalisation::outputs_and_removals) b = divisor == 0 ? 0 : b / divisor;
+        for (index_t v = 0; v < V; ++v) u[v] += b * S[k * V + v];
+      }
+    }
+    for (index_t k = 0; k < K; ++k) {
+      const double write = beta * phi[k], erase = p.a.given() ? p.a.at(l, {t, k}) : write;
+      for (index_t v = 0; v < V; ++v) {
+        S[k * V + v] *= D[k];
+        if (p.key.given()) S[k * V + v] += erase * u[v] + write * p.value.at(l, {t, v});
+      }
+      z[k] = D[k] * z[k] + phi[k];
+    }
+    if (!p.query.given()) continue;
+    const std::vector<double> q = mapped(p, p.query, l, t);
+    double divisor = 0;
+    for (index_t k = 0; k < K; ++k) divisor += z[k] * q[k];
+    for (index_t v = 0; v < V; ++v) {
+      double o = 0;
+      for (index_t k = 0; k < K; ++k) o += scale * S[k * V + v] * q[k];
+      answer.out.add(l, {t, v}, !p.normalised() ? o : divisor == 0 ? 0 : o / divisor);
+    }
+  }
+  for (index_t k = 0; k < K; ++k) {
+    for (index_t v = 0; v < V; ++v) answer.state.add(l, {k, v}, S[k * V + v]);
+    if (p.normalised()) answer.state.add(l, {k, V}, z[k]);
+  }
+}
+
+Answer answer(const Problem& p) {
+  Answer a{Tensor(p.shape({p.T, p.V}), dtype::float64, 0), Tensor(p.shape({p.K, p.V + p.normalised()}), dtype::float64, 0)};
+  index_t sequences = 1;
+  for (index_t extent : p.leading) sequences *= extent;
+  for (index_t h = 0; h < sequences; ++h) scan(p, Tensor::unravel(h, p.leading), a);
+  return a;
+}
+
+fast_weight::operands operands(const Problem& p) {
+  return {p.query.in(), p.key.in(),   p.value.in(),         p.beta.in(),  p.a.in(),
+          p.b.in(),     p.decay.in(), p.channel_decay.in(), p.scale.in(), p.state.in()};
+}
+
+Answer run(const Problem& p, std::uint64_t seed, bool in_place = false) {
+  Answer got{Tensor(p.shape({p.T, p.V}), p.query.given() ? p.query.type : dtype::float32, test::nan, 2),
+             in_place ? p.state : Tensor(p.shape({p.K, p.V + p.normalised()}))};
+  fast_weight::operands in = operands(p);
+  if (in_place) in.state = got.state.in();
+  emulator::Device device(seed);
+  cuda::fast_weight_forward("fastweight.test", device, in, p.scale_number, p.map, p.norm, p.how,
+                            {p.query.given() ? got.out.out() : Array{}, got.state.out(), {}});
+  return got;
+}
+
+void check(const Problem& p, const std::string& what) {
+  const Answer wanted = answer(p), got = run(p, 1), again = run(p, 2);
+  const double unit = got.out.type == dtype::float32 ? 2e-5 : 1e-2;
+  if (p.query.given())
+    check::near(test::difference(got.out, wanted.out), 0, unit * test::largest(wanted.out), __FILE__, __LINE__, what.c_str());
+  check::near(test::difference(got.state, wanted.state), 0, 2e-5 * test::largest(wanted.state), __FILE__, __LINE__, what.c_str());
+  check::that(test::same(got.out, again.out) && test::same(got.state, again.state), __FILE__, __LINE__,
+              what + ": another order, another result");
+  if (!p.state.given() || p.state.shape != wanted.state.shape) return;
+  const Answer placed = run(p, 3, true);
+  check::near(test::difference(placed.state, got.state), 0, 0, __FILE__, __LINE__, (what + ", in place").c_str());
+}
+
+Problem plain(std::mt19937_64& random, Shape leading, index_t T, index_t K, index_t V, dtype type = dtype::float32) {
+  Problem p;
+  p.leading = leading;
+  p.T = T, p.K = K, p.V = V;
+  const double width = 1 / std::sqrt(static_cast<double>(K));
+  p.query = test::random(p.shape({T, K}), random, type);
+  p.key = test::random(p.shape({T, K}), random, type, width);
+  p.value = test::random(p.shape({T, V}), random, type, 1, 1);
+  return p;
+}
+
+Tensor between(Shape shape, double low, double high, std::mt19937_64& random, dtype type = dtype::float32) {
+  Tensor t(std::move(shape), type, 0);
+  std::uniform_real_distribution<double> uniform(low, high);
+  t.each([&](index_t place) { t.put(place, uniform(random)); });
+  return t;
+}
+
+void with_options(std::mt19937_64& random, rule r, normalisation n) {
+  for (int gate = 0; gate < 4; ++gate) {
+    Problem p = plain(random, {2, 3}, 21, 13, 18);
+    p.how.rule = r;
+    p.how.normalise = n;
+    p.scale_number = 0.5;
+    if (n != normalisation::none) p.map = "elu1";
+    if (gate == 1) p.decay = between({3, 21}, 0.5, 1, random);
+    if (gate == 2) p.channel_decay = between({2, 1, 21, 13}, 0.5, 1, random);
+    if (gate == 3) p.decay = between({2, 3, 21}, -0.5, 0, random), p.how.log_decay = true;
+    if (r != rule::sum) p.beta = between({2, 3, 21}, 0, 1, random);
+    if (r == rule::general) p.b = test::random({3, 21, 13}, random, dtype::float32, 0.2);
+    if (gate > 1 && r == rule::general) p.a = test::random({2, 3, 21, 13}, random, dtype::float32, 0.2);
+    if (gate % 2) p.state = test::random({2, 3, 13, 18 + p.normalised()}, random);
+    if (gate % 2 && p.normalised()) p.state = between(p.state.shape, 0.5, 1, random);
+    check(p, "rule " + check::shown(static_cast<int>(r)) + ", normalise " + check::shown(static_cast<int>(n)) + ", gate " +
+                 check::shown(gate));
+  }
+}
+
+void test_sizes(std::mt19937_64& random) {
+  const index_t sizes[][3] = {{1, 1, 1}, {1, 64, 64}, {8, 65, 15}, {17, 128, 17}, {9, 129, 33}, {10, 256, 20}, {0, 5, 6}};
+  for (const auto& s : sizes)
+    for (const bool normalised : {false, true}) {
+      Problem p = plain(random, {2}, s[0], s[1], s[2]);
+      p.how.rule = rule::delta;
+      p.beta = between({2, s[0]}, 0, 1, random);
+      p.norm = normalised ? row_norm::sum : row_norm::l2;
+      p.map = normalised ? "relu" : "identity";
+      if (normalised) p.how.normalise = normalisation::outputs_and_removals;
+      p.state = between({2, s[1], s[2] + normalised}, 0, 1, random);
+      check(p, "T, K, V = " + check::shown(s[0]) + ", " + check::shown(s[1]) + ", " + check::shown(s[2]));
+    }
+}
+
+void test_parts(std::mt19937_64& random) {
+  for (const char* map : {"identity", "relu", "elu1", "squared_relu"}) {
+    Problem p = plain(random, {}, 12, 6, 5);
+    p.map = map;
+    check(p, map);
+  }
+  for (dtype type : {dtype::float16, dtype::bfloat16}) {
+    Problem p = plain(random, {2}, 12, 32, 16, type);
+    p.how.rule = rule::delta;
+    p.beta = between({2, 12}, 0, 1, random, type);
+    p.scale = test::random({2}, random);
+    check(p, "halves");
+  }
+  Problem writes = plain(random, {2}, 12, 6, 5);
+  writes.query = {};
+  check(writes, "writing alone");
+  Problem reads = plain(random, {2}, 12, 6, 5);
+  reads.key = reads.value = {};
+  reads.state = test::random({6, 5}, random);
+  check(reads, "reading alone");
+}
+
+void test_errors(std::mt19937_64& random) {
+  emulator::Device device;
+  Problem p = plain(random, {}, 4, 6, 5);
+  Tensor out({4, 5});
+  const auto call = [&] {
+    cuda::fast_weight_forward("fastweight.test", device, operands(p), p.scale_number, p.map, p.norm, p.how, {out.out(), {}, {}});
+  };
+  p.map = "dpfp";
+  CHECK_FAILS(value, "fastweight.test: feature_map is 'dpfp'; expected one that acts on each number alone, as a device has no others yet",
+              call());
+  p.map = "identity";
+  p.key = test::random({4, 7}, random);
+  CHECK_FAILS(value, "fastweight.test: key has shape (4, 7); expected (..., T=4, d=6)", call());
+  p.key = test::random({4, 6}, random, dtype::float64);
+  CHECK_FAILS(type, "fastweight.test: key has dtype float64; expected float32, float16 or bfloat16 on a device", call());
+  p.key = test::random({4, 6}, random, dtype::float16);
+  CHECK_FAILS(type, "fastweight.test: key has dtype float16; expected float32 on a device", call());
+  p.key = test::random({4, 6}, random);
+  p.state = test::random({6, 4}, random);
+  CHECK_FAILS(value, "fastweight.test: state has shape (6, 4); expected (..., K=6, 5)", call());
+}
+
+}  // namespace
+
+int main() {
+  std::mt19937_64 random(21);
+  for (const rule r : {rule::sum, rule::delta, rule::general})
+    for (const normalisation n : {normalisation::none, normalisation::outputs, normalisation::outputs_and_removals})
+      with_options(random, r, n);
+  test_sizes(random);
+  test_parts(random);
+  test_errors(random);
+  return check::report();
+}

@@ -1,0 +1,67 @@
+"""Fast weights on a card against the float64 oracles, into poisoned outputs. Not run, and saying so, where there is none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import recollect as rc
+
+from tests.cuda.device import Errors, numbers, poisoned, torch_on_device
+from tests.reference import fastweight as oracle
+from tests.reference import feature_maps
+
+
+@pytest.fixture(scope="module")
+def torch() -> Any:
+    return torch_on_device()
+
+
+@pytest.fixture(scope="module")
+def errors(torch: Any, request: pytest.FixtureRequest) -> Any:
+    found = Errors("fast_weight")
+    before = request.session.testsfailed
+    yield found
+    if request.session.testsfailed == before:
+        found.record(torch)
+
+
+def tokens(torch: Any, T: int, K: int, V: int) -> list[Any]:
+    generator = torch.Generator(device="cuda").manual_seed(T + K)
+    q, k = (torch.randn((2, 3, T, K), generator=generator, device="cuda") / K**0.5 for _ in range(2))
+    v = torch.randn((2, 3, T, V), generator=generator, device="cuda")
+    return [q, k, v, torch.rand((2, 3, T), generator=generator, device="cuda")]
+
+
+@pytest.mark.parametrize("size", [(1, 64, 64), (17, 13, 18), (100, 128, 70), (40, 256, 64)], ids=str)
+@pytest.mark.parametrize("decay", [None, "token", "channel"])
+def test_delta_rule(torch: Any, errors: Errors, size: tuple[int, int, int], decay: str | None) -> None:
+    T, K, V = size
+    q, k, v, beta = tokens(torch, *size)
+    fading = {
+        None: None,
+        "token": torch.rand((3, T), device="cuda"),
+        "channel": torch.rand((2, 1, T, K), device="cuda"),
+    }[decay]
+    state = torch.randn((2, 3, K, V), device="cuda")
+    told = None if fading is None else numbers(fading)[..., None] if decay == "token" else numbers(fading)
+    phi = feature_maps.value(numbers(k), "identity", "l2"), feature_maps.value(numbers(q), "identity", "l2")
+    wanted = oracle.delta_rule(
+        phi[1], phi[0], numbers(v), numbers(beta), decay=told, state=oracle.State(numbers(state))
+    )
+    out = poisoned(torch, 2, 3, T, V)
+    got = rc.fastweight.delta_rule(
+        q, k, v, beta, normalize="l2", decay=fading, state=state, out=out, out_state=state, return_state=True
+    )
+    errors.check("delta rule", out, wanted.out, 2e-5)
+    errors.check("delta rule state, in place", state, wanted.state.S, 2e-5)
+    assert got.state is state
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_linear_attention(torch: Any, errors: Errors, normalize: bool) -> None:
+    q, k, v, _ = tokens(torch, 50, 32, 20)
+    phi = feature_maps.value(numbers(k), "elu1"), feature_maps.value(numbers(q), "elu1")
+    wanted = oracle.sum_rule(phi[1], phi[0], numbers(v), normalize=normalize)
+    got = rc.fastweight.linear_attention(q, k, v, normalize=normalize)
+    errors.check("linear attention", got, wanted.out, 2e-5)

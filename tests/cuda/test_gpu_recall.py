@@ -1,0 +1,115 @@
+"""Attention and retrieval on a card against the float64 oracles, into poisoned outputs. Not run, and saying so, where there is none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import recollect as rc
+
+from tests.cuda.device import Errors, numbers, poisoned, torch_on_device
+from tests.reference import attention as oracle
+from tests.reference import hopfield
+
+SIZES = [(1, 1, 1, 1), (1, 1000, 64, 64), (65, 63, 5, 3), (300, 257, 64, 64), (130, 500, 128, 100), (70, 90, 256, 200)]
+BOUNDS = {"float32": 1e-5, "float16": 3e-3, "bfloat16": 2e-2}
+
+
+@pytest.fixture(scope="module")
+def torch() -> Any:
+    return torch_on_device()
+
+
+@pytest.fixture(scope="module")
+def errors(torch: Any, request: pytest.FixtureRequest) -> Any:
+    found = Errors("recall")
+    before = request.session.testsfailed
+    yield found
+    if request.session.testsfailed == before:
+        found.record(torch)
+
+
+def arrays(torch: Any, seed: int, *shapes: tuple[int, ...], dtype: str = "float32") -> list[Any]:
+    generator = torch.Generator(device="cuda").manual_seed(seed)
+    return [
+        torch.randn(shape, generator=generator, device="cuda", dtype=torch.float32).to(getattr(torch, dtype))
+        for shape in shapes
+    ]
+
+
+@pytest.mark.parametrize("dtype", list(BOUNDS))
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_attend(torch: Any, errors: Errors, size: tuple[int, ...], dtype: str) -> None:
+    n, m, d, e = size
+    q, k, v = arrays(torch, n + m, (2, n, d), (2, m, d), (2, m, e), dtype=dtype)
+    wanted = oracle.attend(numbers(q), numbers(k), numbers(v))
+    out = poisoned(torch, 2, n, e, dtype=q.dtype)
+    got, lse = rc.attention.attend(q, k, v, out=out, return_lse=True)
+    assert got is out
+    errors.check(f"attend {dtype}", out, wanted.out, BOUNDS[dtype])
+    errors.check("lse", lse, wanted.lse, 1e-5)
+    again = rc.attention.attend(q, k, v)
+    assert type(again) is type(q) and torch.equal(again, out)
+
+
+@pytest.mark.parametrize("causal", [False, True, "top-left"])
+def test_masks_biases_and_groups(torch: Any, errors: Errors, causal: Any) -> None:
+    q, k, v = arrays(torch, 3, (2, 6, 70, 40), (2, 2, 90, 40), (2, 2, 90, 24))
+    (bias,) = arrays(torch, 4, (70, 90))
+    mask = torch.rand((2, 1, 70, 90), device="cuda") < 0.5
+    mask[0, 0, 5] = False
+    scale = torch.linspace(0.1, 0.5, 6, device="cuda")
+    k[:, :, 7], v[:, :, 7], mask[..., 7] = float("nan"), float("inf"), False  # what nobody may see
+    given = {"causal": causal, "mask": mask.cpu().numpy(), "bias": numbers(bias), "scale": numbers(scale)}
+    wanted = oracle.attend(numbers(q), numbers(k), numbers(v), **given)
+    got, lse = rc.attention.attend(q, k, v, causal=causal, mask=mask, bias=bias, scale=scale, return_lse=True)
+    errors.check("masked", got, wanted.out, 1e-5)
+    errors.check("masked lse", lse, wanted.lse, 1e-5)
+
+
+@pytest.mark.parametrize("size", SIZES[1:], ids=str)
+def test_gradients(torch: Any, errors: Errors, size: tuple[int, ...]) -> None:
+    from recollect import _cuda
+
+    n, m, d, e = size
+    q, k, v, d_out = arrays(torch, 7, (2, n, d), (2, m, d), (2, m, e), (2, n, e))
+    out, kept = poisoned(torch, 2, n, e), [poisoned(torch, 2, n), poisoned(torch, 2, n)]
+    to = [poisoned(torch, *x.shape) for x in (q, k, v)]
+    place, how = (0, 0), ((0.2, None), None, None, "bottom-right", "softmax")
+    torch.cuda.synchronize()
+    _cuda.attention_attend(place, q, k, v, *how, out, None, *kept)
+    _cuda.attention_attend_backward(place, q, k, v, *how, *kept, out, d_out, *to)
+    torch.cuda.synchronize()
+    wanted = oracle.gradients(*map(numbers, (q, k, v, d_out)), scale=0.2, causal=True)
+    for name, gradient in zip(("query", "key", "value"), to, strict=True):
+        errors.check(f"d_{name}", gradient, getattr(wanted, name), 2e-5)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("valued", [False, True])
+def test_retrieve(torch: Any, errors: Errors, steps: int, valued: bool) -> None:
+    x, y = arrays(torch, 9, (2000, 64), (2000, 10))
+    q = x[:50] + 0.3 * arrays(torch, 10, (50, 64))[0]
+    more = {"values": y} if valued else {}
+    got = rc.hopfield.retrieve(q, x, beta=0.3, steps=steps, **more)
+    told = hopfield.retrieve(numbers(q), numbers(x), 0.3, steps=steps, **{name: numbers(a) for name, a in more.items()})
+    errors.check("retrieve", got, told[0] if isinstance(told, tuple) else told, 1e-5)
+
+
+def test_a_stream_of_ones_own(torch: Any, errors: Errors) -> None:
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        q, k, v = arrays(torch, 11, (3, 200, 64), (3, 300, 64), (3, 300, 64))
+        got = rc.attention.attend(q, k, v, stream=stream.cuda_stream)
+    stream.synchronize()
+    errors.check("stream", got, oracle.attend(numbers(q), numbers(k), numbers(v)).out, 1e-5)
+
+
+def test_wrong_calls_on_a_device(torch: Any) -> None:
+    q, k = arrays(torch, 1, (3, 4), (5, 4))
+    with pytest.raises(ValueError, match=r"attention.attend: key has shape \(5, 3\); expected \(..., m, d=4\)"):
+        rc.attention.attend(q, k[:, :3], k)
+    with pytest.raises(TypeError, match="attention.attend: query has dtype float64"):
+        rc.attention.attend(q.double(), k, k)
+    assert np.isfinite(numbers(rc.attention.attend(q, k, k))).all()

@@ -1,0 +1,250 @@
+"""Arrays of a CUDA device where there is none: every op says in one sentence what is missing. What a device computes is tested in
+tests/cuda."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import recollect as rc
+from recollect import _device
+
+ON_DEVICE = "is on a CUDA device"
+
+
+class Fake:
+    """As much of an array on card 0 as can be told without one."""
+
+    def __init__(self, *shape, dtype="float32", card=0, kind=2, requires_grad=False):
+        self.shape, self.ndim, self.dtype = shape, len(shape), np.dtype(dtype)
+        self.requires_grad = requires_grad
+        self.device = (kind, card)
+
+    def __dlpack_device__(self):
+        return self.device
+
+    def __dlpack__(self, *, stream=None):
+        return ("capsule", self.shape, stream)
+
+    def __array__(self, *args, **kwargs):
+        raise AssertionError("a device array was read")
+
+    def reshape(self, *shape):
+        sizes = shape[0] if isinstance(shape[0], tuple) else shape
+        return Fake(*sizes, dtype=self.dtype)
+
+    def __getitem__(self, index):
+        return Fake(*np.empty(self.shape, np.int8)[index].shape, dtype=self.dtype)
+
+    def __array_namespace__(self):
+        return self
+
+    def from_dlpack(self, owned):
+        return owned
+
+
+q, k, v, beta = Fake(2, 5, 4), Fake(2, 7, 4), Fake(2, 7, 3), Fake(2, 5)
+HERE = np.zeros((2, 7, 4), np.float32)
+
+SUPPORTED = {
+    "attention.attend": lambda: rc.attention.attend(q, k, v),
+    "hopfield.retrieve": lambda: rc.hopfield.retrieve(q, k, beta=1.0),
+    "fastweight.linear_attention": lambda: rc.fastweight.linear_attention(q, q, q),
+    "fastweight.delta_rule": lambda: rc.fastweight.delta_rule(q, q, q, beta),
+    "fastweight.gated_delta_rule": lambda: rc.fastweight.gated_delta_rule(q, q, q, beta, decay=beta),
+    "fastweight.kimi_delta_attention": lambda: rc.fastweight.kimi_delta_attention(q, q, q, beta, decay=q),
+    "fastweight.fast_weight": lambda: rc.fastweight.fast_weight(q, q, q, q, q),
+}
+
+
+def no_device() -> str:
+    if find_spec("recollect._cuda") is None:
+        return "this build of recollect has no CUDA backend"
+    from recollect import _cuda
+
+    if _cuda.cards()[0]:
+        pytest.skip("there is a device here")
+    return "CUDA does not answer: "
+
+
+@pytest.mark.parametrize("op", SUPPORTED)
+def test_without_a_device_an_op_says_what_is_missing(op):
+    with pytest.raises(RuntimeError) as caught:
+        SUPPORTED[op]()
+    assert str(caught.value).startswith(f"{op}: ") and ON_DEVICE in str(caught.value)
+    assert no_device() in str(caught.value)
+
+
+REFUSED = {
+    "hopfield.energy": lambda: rc.hopfield.energy(q, k, beta=1.0),
+    "hopfield.nearest": lambda: rc.hopfield.nearest(q, k, beta=1.0),
+    "hopfield.retrieve": lambda: rc.vjp(rc.hopfield.retrieve, q, k, beta=1.0),
+    "attention.attend": lambda: rc.vjp(rc.attention.attend, q, k, v),
+    "attention.point": lambda: rc.attention.point(q, k),
+    "fastweight.delta_rule": lambda: rc.vjp(rc.fastweight.delta_rule, q, q, q, beta),
+    "fastweight.linear_attention": lambda: rc.fastweight.linear_attention(q, q, q, causal=False),
+    "fastweight.rwkv7": lambda: rc.fastweight.rwkv7(q, q, q, q, q),
+}
+
+
+@pytest.mark.parametrize("op", REFUSED)
+def test_what_has_no_kernel_is_refused_by_name(op):
+    with pytest.raises(TypeError) as caught:
+        REFUSED[op]()
+    assert str(caught.value).startswith(f"{op}: ") and ON_DEVICE in str(caught.value)
+    assert "memory of this process" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "sentence"),
+    [
+        (
+            lambda: rc.attention.attend(q, HERE, v),
+            TypeError,
+            "key (ndarray) is not on a CUDA device; expected cuda:0, as query",
+        ),
+        (
+            lambda: rc.attention.attend(HERE, k, v),
+            TypeError,
+            "query (ndarray) is not on a CUDA device; expected cuda:0, as key",
+        ),
+        (
+            lambda: rc.attention.attend(q, Fake(2, 7, 4, card=1), v),
+            TypeError,
+            "key is on cuda:1; expected cuda:0, as query",
+        ),
+        (
+            lambda: rc.attention.attend(q, k, v, separation="sparsemax"),
+            ValueError,
+            "separation is 'sparsemax'; expected 'softmax'",
+        ),
+        (
+            lambda: rc.attention.attend(q, k, v, top_k=2),
+            ValueError,
+            "top_k is 2; expected None, the only one on a CUDA device",
+        ),
+        (lambda: rc.attention.attend(q, k, v, sink=1.0), ValueError, "sink is 1.0; expected None"),
+        (
+            lambda: rc.attention.attend(Fake(2, 5, 4, requires_grad=True), k, v),
+            TypeError,
+            "query is a tensor that requires grad",
+        ),
+        (
+            lambda: rc.attention.attend(q, k, v, stream="0"),
+            TypeError,
+            "stream is '0'; expected the handle of a CUDA stream",
+        ),
+        (lambda: rc.hopfield.retrieve(q, k, beta=1.0, tol=1e-3), ValueError, "tol is 0.001; expected None"),
+        (
+            lambda: rc.hopfield.retrieve(q, k, beta=1.0, return_info=True),
+            ValueError,
+            "return_info is True; expected False",
+        ),
+        (
+            lambda: rc.hopfield.retrieve(HERE, HERE, beta=1.0, stream=3),
+            ValueError,
+            "stream is given, but no array is on a CUDA device",
+        ),
+        (lambda: rc.fastweight.delta_rule(q, HERE[:, :5], q, beta), TypeError, "key (ndarray) is not on a CUDA device"),
+        (
+            lambda: rc.fastweight.delta_rule(*[HERE] * 3, HERE[..., 0], stream=3),
+            ValueError,
+            "stream is given, but no array",
+        ),
+    ],
+)
+def test_wrong_calls_get_one_sentence(call, kind, sentence):
+    with pytest.raises(kind) as caught:
+        call()
+    assert sentence in str(caught.value)
+
+
+def test_memory_of_the_process_is_no_device():
+    torch = pytest.importorskip("torch")
+    assert not _device.holds(torch.ones(2)) and not _device.holds(HERE) and not _device.holds(Fake(2, kind=3))
+    assert _device.holds(Fake(2, kind=13))
+
+
+class Recorder:
+    """Stands for the compiled module and writes down what it is given."""
+
+    def __init__(self):
+        self.calls = []
+
+    def cards(self):
+        return 1, ""
+
+    def empty(self, card, shape, dtype):
+        return Fake(*shape, dtype=dtype, card=card)
+
+    def __getattr__(self, name):
+        return lambda *args, **kwargs: self.calls.append((name, args, kwargs))
+
+
+@pytest.fixture
+def module(monkeypatch):
+    recorder = Recorder()
+    monkeypatch.setattr(_device, "backend", lambda op, name: recorder)
+    return recorder
+
+
+def shapes(values):
+    return [value[1] if isinstance(value, tuple) and value[:1] == ("capsule",) else value for value in values]
+
+
+def test_attend_hands_over_grouped_heads_scale_and_stream(module):
+    query, key = Fake(3, 6, 5, 4), Fake(3, 2, 7, 4)
+    out, lse = rc.attention.attend(query, key, key, causal=True, return_lse=True, stream=99)
+    (name, args, _), *more = module.calls
+    assert name == "attention_attend" and not more
+    assert args[0] == (0, 99) and args[1][2] == 99
+    assert shapes(args[1:4]) == [(3, 2, 3, 5, 4), (3, 2, 1, 7, 4), (3, 2, 1, 7, 4)]
+    assert args[4] == (0.5, None) and args[7:9] == ("bottom-right", "softmax")
+    assert shapes(args[9:]) == [(3, 2, 3, 5, 4), (3, 2, 3, 5)]
+    assert out.shape == (3, 6, 5, 4) and lse.shape == (3, 6, 5)
+
+
+def test_retrieve_hands_over_what_it_got(module):
+    out = rc.hopfield.retrieve(q, k, beta=2, values=v, steps=3)
+    (name, args, _), *_ = module.calls
+    assert name == "hopfield_retrieve" and out.shape == (2, 5, 3)
+    assert args[0] == (0, 0) and args[1][2] == 1  # to DLPack the default stream is 1
+    assert args[4] == (2.0, None) and args[6:8] == ("softmax", 3)
+
+
+def test_fast_weights_hand_over_rule_map_and_state(module):
+    state = Fake(2, 4, 3)
+    wide = Fake(2, 5, 3)
+    result = rc.fastweight.delta_rule(
+        q, q, wide, beta, decay=beta, normalize="l2", state=state, out_state=state, return_state=True, scale=0.5
+    )
+    (name, args, kwargs), *_ = module.calls
+    assert name == "fast_weight" and result.out.shape == (2, 5, 3) and result.state is state
+    assert kwargs["feature_map"] == "identity" and kwargs["norm"] == "l2" and kwargs["scale"] == (0.5, None)
+    assert kwargs["options"][:4] == ("fastweight.delta_rule", "delta", "none", False)
+    assert shapes([kwargs["state"], kwargs["out_state"], kwargs["decay"]]) == [(2, 4, 3), (2, 4, 3), (2, 5)]
+    assert kwargs["channel_decay"] is None
+
+
+def test_an_unusable_output_is_refused(module):
+    for out, kind in ((Fake(2, 5, 2), ValueError), (Fake(2, 5, 3, dtype="float16"), TypeError), (HERE, TypeError)):
+        with pytest.raises(kind, match="attention.attend: out "):
+            rc.attention.attend(q, k, v, out=out)
+
+
+def test_the_module_takes_arrays_of_a_device_alone():
+    cuda = pytest.importorskip("recollect._cuda", reason="not built")
+    x = np.zeros((3, 4), np.float32)
+    sentence = "attention.attend: query is not on a CUDA device; expected cuda:0"
+    with pytest.raises(TypeError, match=sentence):
+        cuda.attention_attend((0, 0), x, x, x, (1.0, x), None, None, "none", "softmax", x, None, None, None)
+    with pytest.raises(TypeError, match="hopfield.retrieve: state is not on a CUDA device"):
+        cuda.hopfield_retrieve((0, 0), x, x, None, (1.0, None), None, "softmax", 1, x)
+    with pytest.raises(TypeError, match="fastweight.delta_rule: query is not on a CUDA device"):
+        options = ("fastweight.delta_rule", "delta", "none", False, 64)
+        given = dict.fromkeys(("key", "value", "beta", "a", "b", "decay", "channel_decay", "state"))
+        cuda.fast_weight((0, 0), x, **given, scale=(1.0, None), feature_map="identity", norm="none", options=options)
+    with pytest.raises(TypeError, match="attention.attend: query is not on a CUDA device"):
+        how = ((1.0, None), None, None, "none", "softmax")
+        cuda.attention_attend_backward((0, 0), x, x, x, *how, x[:, 0], x[:, 0], x, x, x, x, x)
