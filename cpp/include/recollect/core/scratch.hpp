@@ -97,7 +97,7 @@ struct Buffer {
   U* data() const { return memory.get(); }
 
  private:
-  static constexpr std::size_t page = std::size_t{1} << 21, large = 2 * page;
+  static constexpr std::size_t page = std::size_t{1} << 21, large = page;
 };
 
 }  // namespace recollect
