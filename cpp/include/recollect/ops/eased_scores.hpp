@@ -7,10 +7,10 @@
 ///     x = tanh p, f = tanh q:    a = w0 f0 + w1 f1     b = w0 + w1 f0 f1     c = w1 + w0 f0 f1     d = w0 f1 + w1 f0
 ///     x = e^2p,   f = e^2q:      a = -(w0 + w1)        b = (w0 - w1) f0      c = (w1 - w0) f1      d = (w0 + w1) f0 f1
 /// Several of them share a division. Which of the two it is, and how many share, follows from the size of the numbers of a row:
-///     near       |p| <= 1/2: tanh, with which nothing cancels where p and q are small; any query will do
+///     near       |p| <= 1: tanh, with which nothing cancels where p and q are small, and 1 + x f is far from 0 whatever the other one is
 ///     moderate   |p| <= 5: e^2p; products of four denominators stay in range
 ///     large      |p| <= 10: e^2p; products of two do
-///     far        not at all; the score is made of p itself
+///     far        tanh, for a query that is near; with others the score is made of p and q themselves
 /// This depends on the two rows alone, and so do all bits of a score. w is w3 over a power of two, so that none is above 2: the range that
 /// is left for numerators does not depend on w3.
 #pragma once
@@ -48,7 +48,7 @@ ease ease_of(const T* row, index_t width) {
   P most(T(0));
   for (index_t a = 0; a < width; a += P::width) most = max(turn(negative_size(P::load_some(row + a, width - a)), P(T(-0.0))), most);
   const T size = largest(most);
-  return size <= T(0.5) ? ease::near : size <= T(5) ? ease::moderate : size <= T(10) ? ease::large : ease::far;
+  return size <= T(1) ? ease::near : size <= T(5) ? ease::moderate : size <= T(10) ? ease::large : ease::far;
 }
 
 template <class T>
@@ -67,11 +67,10 @@ class EasedScores {
 
   void prepare(index_t row, const T* key) const {
     const ease kind = kinds_.data()[row] = ease_of(key, width_);
-    if (kind == ease::far) return;
     T* const to = rows_.data() + row * pairs_ * pair;
     for (index_t a = 0; a < pairs_ * pair; a += P::width) {
       const P p = some(key, a);
-      (kind == ease::near ? math::tanh<T>(p) : exp_of_twice<T>(p)).store(to + a);
+      (kind == ease::near || kind == ease::far ? math::tanh<T>(p) : exp_of_twice<T>(p)).store(to + a);
     }
   }
 
@@ -82,7 +81,7 @@ class EasedScores {
     const ease kind = ease_of(query, width_);
     // A list of the keys for each way, made without branches, which would be as hard to foresee as the sizes of keys are.
     const way with_moderate = kind == ease::far ? plain : kind == ease::large ? twos : fours;
-    const way ways[] = {near, with_moderate, std::max(with_moderate, twos), plain};
+    const way ways[] = {near, with_moderate, std::max(with_moderate, twos), kind == ease::near ? near : plain};
     index_t* lists[4];
     index_t counts[4] = {};
     for (index_t*& list : lists) list = scratch.take<index_t>(count);
