@@ -8,8 +8,9 @@
 #include <cstdlib>
 #include <memory>
 #include <new>
-#include <sys/mman.h>
 #include <vector>
+
+#include <sys/mman.h>
 
 #include "recollect/core/dtype.hpp"
 
@@ -76,8 +77,8 @@ class Scratch {
   std::size_t chunk_ = 0, used_ = 0;
 };
 
-/// Memory for `count` objects, aligned like scratch and not initialised. A large one asks the system for large pages: with small ones, being
-/// given memory costs as much as going through it once or twice.
+/// Memory for `count` objects, aligned like scratch and not initialised. A large one asks the system for large pages: with small ones,
+/// being given memory costs as much as going through it once or twice.
 template <class U>
 struct Buffer {
   struct Free {
