@@ -7,7 +7,7 @@
 ///     x = tanh p, f = tanh q:    a = w0 f0 + w1 f1     b = w0 + w1 f0 f1     c = w1 + w0 f0 f1     d = w0 f1 + w1 f0
 ///     x = e^2p,   f = e^2q:      a = -(w0 + w1)        b = (w0 - w1) f0      c = (w1 - w0) f1      d = (w0 + w1) f0 f1
 /// Several of them share a division. Which of the two it is, and how many share, follows from the size of the numbers of a row:
-///     near       |p| <= 1: tanh, with which nothing cancels where p and q are small, and 1 + x f is far from 0 whatever the other one is
+///     near       |p| <= 3/4: tanh, with which nothing cancels where p and q are small, and 1 + x f is far from 0 whatever the other one is
 ///     moderate   |p| <= 5: e^2p; products of four denominators stay in range
 ///     large      |p| <= 10: e^2p; products of two do
 ///     far        tanh, for a query that is near; with others the score is made of p and q themselves
@@ -48,7 +48,7 @@ ease ease_of(const T* row, index_t width) {
   P most(T(0));
   for (index_t a = 0; a < width; a += P::width) most = max(turn(negative_size(P::load_some(row + a, width - a)), P(T(-0.0))), most);
   const T size = largest(most);
-  return size <= T(1) ? ease::near : size <= T(5) ? ease::moderate : size <= T(10) ? ease::large : ease::far;
+  return size <= T(0.75) ? ease::near : size <= T(5) ? ease::moderate : size <= T(10) ? ease::large : ease::far;
 }
 
 template <class T>
