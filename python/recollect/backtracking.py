@@ -103,6 +103,10 @@ class SparseBacktrackingLSTM(Recurrent):
     Methods: ``init(rng)``; ``forward(x, state=None)``, ``backward(tape, d_outputs)``; ``model(x, state=None)``, the outputs without a tape;
     ``initial_state(batch)`` and ``step(x, state)`` for streams; ``save(path)`` and ``load(path)``.
 
+    In a stream far longer than the sequences it was trained on, each from a state of zeros, h = hhat + s can grow without bound: what is
+    read holds what was read before (column `streams` of ``bench/experiments/characters.py``). A state begun anew, as in training, ends
+    that.
+
     Cost of a step and row: O(D H + H^2 + A H + N A) for N microstates, 2 k_top rows read; the tape is O(T (H + k_top)) numbers a row.
     All results have the same bits for any number of threads; outputs also for any batch, and for a sequence given whole or in pieces.
 

@@ -94,28 +94,41 @@ void products() {
   }
 }
 
-/// Rows of every size, prepared, score as they do by the definition.
+/// Keys of every size side by side, prepared, score as they do by the definition, each with the same bits as if it were alone; and w3
+/// may be of any size.
 template <class T>
 void scores() {
   const double eps = std::numeric_limits<T>::epsilon();
+  const double sizes[] = {1e-3, 0.2, 1.5, 3.0, 30.0};
+  const index_t rows = 23;
   for (index_t width : {1, 15, 64, 70, 130})
-    for (double p_size : {1e-3, 0.2, 1.5, 30.0})
-      for (double q_size : {1e-3, 0.2, 1.5, 30.0}) {
-        const auto p = normal<T>(width, p_size), q = normal<T>(width, q_size), w = normal<T>(width);
-        std::vector<T> eased_p(width), eased_q(width);
-        const backtracking::ease kind = backtracking::ease_row(p.data(), width, eased_p.data());
-        const backtracking::eased_row<T> query{q.data(), eased_q.data(), backtracking::ease_row(q.data(), width, eased_q.data())};
-        double exact = 0, size = 0;
-        for (index_t a = 0; a < width; ++a) {
-          const double t = std::tanh(static_cast<double>(p[a]) + q[a]);
-          exact += w[a] * t;
-          size += std::abs(w[a]) *
-                  std::min(1.0, std::abs(t) + 0.1 * (std::abs(static_cast<double>(p[a])) + std::abs(static_cast<double>(q[a]))));
+    for (double q_size : sizes)
+      for (double w_size : {1e-12, 1.0, 1e12}) {
+        std::vector<T> keys;
+        for (index_t i = 0; i < rows; ++i) {
+          const auto key = i < 3 ? std::vector<T>(width, static_cast<T>(5 * i)) : normal<T>(width, sizes[i * i % 5]);
+          keys.insert(keys.end(), key.begin(), key.end());
         }
-        T score = 0;
-        backtracking::eased_scores(p.data(), eased_p.data(), &kind, 1, query, w.data(), width, &score);
-        CHECK_NEAR(score, exact, 60 * eps * (size + 1e-30));
-        CHECK_NEAR(backtracking::additive_score::of(p.data(), q.data(), w.data(), width), exact, 60 * eps * (size + 1e-30));
+        const auto q = q_size == 3.0 ? std::vector<T>(width, T(5)) : normal<T>(width, q_size), w = normal<T>(width, w_size);
+        const backtracking::EasedScores<T> eased(w.data(), width, rows);
+        for (index_t i = 0; i < rows; ++i) eased.prepare(i, keys.data() + i * width);
+        std::vector<T> all(rows);
+        eased.score(0, rows, keys.data(), q.data(), all.data());
+        for (index_t i = 0; i < rows; ++i) {
+          const T* p = keys.data() + i * width;
+          double exact = 0, size = 0;
+          for (index_t a = 0; a < width; ++a) {
+            const double t = std::tanh(static_cast<double>(p[a]) + q[a]);
+            exact += w[a] * t;
+            size += std::abs(w[a]) *
+                    std::min(1.0, std::abs(t) + 0.1 * (std::abs(static_cast<double>(p[a])) + std::abs(static_cast<double>(q[a]))));
+          }
+          T alone = 0;
+          eased.score(i, 1, p, q.data(), &alone);
+          CHECK_EQUAL(all[i], alone);
+          CHECK_NEAR(all[i], exact, 60 * eps * (size + 1e-30));
+          CHECK_NEAR(backtracking::additive_score::of(p, q.data(), w.data(), width), exact, 60 * eps * (size + 1e-30));
+        }
       }
 }
 

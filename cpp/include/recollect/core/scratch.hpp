@@ -10,6 +10,8 @@
 #include <new>
 #include <vector>
 
+#include <sys/mman.h>
+
 #include "recollect/core/dtype.hpp"
 
 namespace recollect {
@@ -75,17 +77,28 @@ class Scratch {
   std::size_t chunk_ = 0, used_ = 0;
 };
 
-/// Memory for `count` objects, aligned like scratch and not initialised.
+/// Memory for `count` objects, aligned like scratch and not initialised. A large one asks the system for large pages: with small ones,
+/// being given memory costs as much as going through it once or twice.
 template <class U>
 struct Buffer {
   struct Free {
-    void operator()(U* p) const { ::operator delete[](p, std::align_val_t{Scratch::alignment}); }
+    void operator()(U* p) const { std::free(p); }
   };
   std::unique_ptr<U[], Free> memory;
-  explicit Buffer(index_t count)
-      : memory(static_cast<U*>(
-            ::operator new[](static_cast<std::size_t>(std::max<index_t>(count, 1)) * sizeof(U), std::align_val_t{Scratch::alignment}))) {}
+
+  explicit Buffer(index_t count) {
+    const std::size_t bytes = static_cast<std::size_t>(std::max<index_t>(count, 1)) * sizeof(U);
+    const std::size_t unit = bytes >= large ? page : Scratch::alignment, whole = (bytes + unit - 1) / unit * unit;
+    memory.reset(static_cast<U*>(std::aligned_alloc(unit, whole)));
+    if (!memory) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+    if (bytes >= large) madvise(memory.get(), whole, MADV_HUGEPAGE);  // a wish: nothing depends on the answer
+#endif
+  }
   U* data() const { return memory.get(); }
+
+ private:
+  static constexpr std::size_t page = std::size_t{1} << 21, large = page;
 };
 
 }  // namespace recollect

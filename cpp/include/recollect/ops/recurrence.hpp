@@ -7,9 +7,9 @@
 #pragma once
 
 #include "recollect/ops/cells.hpp"
+#include "recollect/ops/eased_scores.hpp"
 #include "recollect/ops/matrix_product.hpp"
 #include "recollect/ops/sparse_choice.hpp"
-#include "recollect/ops/sparse_scores.hpp"
 
 namespace recollect::backtracking::detail {
 
@@ -73,8 +73,7 @@ class RecurrenceForward {
         w1_(p.w1, p.H, scores_by_mlp() ? p.A : 0, true),
         w2_(p.w2, p.H, scores_by_mlp() ? p.A : 0, true),
         recurrent_(p.B * Cell::gates * p.H),
-        eased_(scores_by_mlp() ? p.B * p.C * p.A : 0),
-        kinds_(scores_by_mlp() ? p.B * p.C : 0) {
+        eased_(p.w3, scores_by_mlp() ? p.A : 0, scores_by_mlp() ? p.B * p.C : 0) {
     if (scores_by_mlp())
       parallel_for(p.B, [&](index_t b) {
         for (index_t i = p.first_of(p.count); i < p.count; ++i) ease_key(b, i);
@@ -143,7 +142,7 @@ class RecurrenceForward {
     const index_t H = p_.H, A = p_.A, stored = p_.stored_before(s), from = p_.first_of(stored);
     Scratch& scratch = Scratch::local();
     const Scratch::Frame frame(scratch);
-    T *const queries = scratch.take<T>((last - first) * A), *const eased = scratch.take<T>(A), *const value = scratch.take<T>(H),
+    T *const queries = scratch.take<T>((last - first) * A), *const value = scratch.take<T>(H),
              *const scores = scratch.take<T>(stored - from);
     const math::TopK<T> best{scratch.take<T>(p_.k + 1), scratch.take<index_t>(p_.k + 1), p_.k + 1};
     if (stored > from) project(queries, p_.hhat + (first * p_.S + s) * H, p_.S * H, last - first, w2_, p_.w3);
@@ -154,8 +153,7 @@ class RecurrenceForward {
       if (p_.released())
         for (index_t i = 0; i < stored - from; ++i) scores[i] = sum_score::of<T>(keys + i, query, nullptr, 1);
       else
-        eased_scores(keys, eased_.data() + (b * p_.C + from) * A, kinds_.data() + b * p_.C + from, stored - from,
-                     {query, eased, ease_row(query, A, eased)}, p_.w3, A, scores);
+        eased_.score(b * p_.C + from, stored - from, keys, query, scores);
       choose(b, s, from, stored - from, scores, best);
       read_value(p_.choice(b, s), p_.states + b * p_.room * H, H, H, value);
       for (index_t u = 0; u < H; u += P::width) {
@@ -184,10 +182,7 @@ class RecurrenceForward {
     p_.total[at] = choice.total;
   }
 
-  void ease_key(index_t b, index_t i) const {
-    const index_t at = b * p_.C + i;
-    kinds_.data()[at] = ease_row(p_.keys + (b * p_.room + i) * p_.A, p_.A, eased_.data() + at * p_.A);
-  }
+  void ease_key(index_t b, index_t i) const { eased_.prepare(b * p_.C + i, p_.keys + (b * p_.room + i) * p_.A); }
 
   void store(index_t first, index_t last, index_t s) const {
     const index_t H = p_.H, j = p_.stored_before(s);
@@ -218,8 +213,8 @@ class RecurrenceForward {
   const RecurrenceProblem<T>& p_;
   T* outputs_;
   PackedMatrix<T> weight_hh_, w1_, w2_;
-  Buffer<T> recurrent_, eased_;
-  Buffer<ease> kinds_;
+  Buffer<T> recurrent_;
+  EasedScores<T> eased_;
 };
 
 }  // namespace recollect::backtracking::detail

@@ -70,6 +70,7 @@ class RecurrenceBackward {
 
  private:
   static constexpr index_t G = Cell::gates;
+  static constexpr index_t prefetched = 8;  // places of a read; more of them come in time by themselves, or are all memories in order
 
   bool scores_by_mlp() const { return p_.reads() && !p_.released(); }
   index_t blocks() const { return (p_.B + rows_of_block(p_.B) - 1) / rows_of_block(p_.B); }
@@ -86,6 +87,7 @@ class RecurrenceBackward {
   /// From d_h, what later steps gave to h of this one, to d_h of the step before, but for the product with W_hh.
   void step(index_t block, index_t first, index_t last, index_t s) const {
     const index_t H = p_.H;
+    if (p_.reads() && !p_.released() && p_.k <= prefetched && s > 0) prefetch_read(first, last, s - 1);
     for (index_t b = first; b < last; ++b) {
       const T* d_out = d_outputs_ + (b * p_.S + s) * p_.out_width;
       T* const d_h = d_h_.data() + b * H;
@@ -118,6 +120,26 @@ class RecurrenceBackward {
     }
     if (!p_.released() && p_.how.reminders)
       w1_.multiply(last - first, {d_keys_.data() + (first * p_.C + j) * p_.A, p_.C * p_.A, 1}, d_h_.data() + first * H, H);
+  }
+
+  /// Asks for the rows that the read of a step will touch, which lie anywhere in memory, while there is other work to do.
+  void prefetch_read(index_t first, index_t last, index_t s) const {
+    const auto rows = [](const T* row, const T* d_row, index_t width) {
+      for (index_t u = 0; u < width; u += 64 / static_cast<index_t>(sizeof(T))) {
+        __builtin_prefetch(row + u, 0, 2);
+        __builtin_prefetch(d_row + u, 1, 2);
+      }
+    };
+    for (index_t b = first; b < last; ++b) {
+      const Choice<T> choice = p_.choice(b, s);
+      for (index_t i = 0; i <= p_.k; ++i) {
+        const index_t j = i < p_.k ? choice.indices[i] : choice.threshold;
+        if (j < 0) continue;
+        const index_t at = b * p_.C + j;
+        if (i < p_.k) rows(p_.states + at * p_.H, d_states_.data() + at * p_.H, p_.H);
+        rows(p_.keys + at * p_.A, d_keys_.data() + at * p_.A, p_.A);
+      }
+    }
   }
 
   /// d_h stays for hhat; the read adds to what its memories, keys and query get.
