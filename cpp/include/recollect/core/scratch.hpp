@@ -10,7 +10,9 @@
 #include <new>
 #include <vector>
 
+#if __has_include(<sys/mman.h>)
 #include <sys/mman.h>
+#endif
 
 #include "recollect/core/dtype.hpp"
 
@@ -82,23 +84,24 @@ class Scratch {
 template <class U>
 struct Buffer {
   struct Free {
-    void operator()(U* p) const { std::free(p); }
+    std::align_val_t alignment{};
+    void operator()(U* p) const { ::operator delete[](p, alignment); }
   };
   std::unique_ptr<U[], Free> memory;
 
   explicit Buffer(index_t count) {
     const std::size_t bytes = static_cast<std::size_t>(std::max<index_t>(count, 1)) * sizeof(U);
-    const std::size_t unit = bytes >= large ? page : Scratch::alignment, whole = (bytes + unit - 1) / unit * unit;
-    memory.reset(static_cast<U*>(std::aligned_alloc(unit, whole)));
-    if (!memory) throw std::bad_alloc();
+    const std::size_t unit = bytes >= page ? page : Scratch::alignment, whole = (bytes + unit - 1) / unit * unit;
+    const std::align_val_t alignment{unit};
+    memory = {static_cast<U*>(::operator new[](whole, alignment)), Free{alignment}};
 #ifdef MADV_HUGEPAGE
-    if (bytes >= large) madvise(memory.get(), whole, MADV_HUGEPAGE);  // a wish: nothing depends on the answer
+    if (bytes >= page) madvise(memory.get(), whole, MADV_HUGEPAGE);  // a wish: nothing depends on the answer
 #endif
   }
   U* data() const { return memory.get(); }
 
  private:
-  static constexpr std::size_t page = std::size_t{1} << 21, large = page;
+  static constexpr std::size_t page = std::size_t{1} << 21;
 };
 
 }  // namespace recollect
