@@ -95,6 +95,7 @@ class HopperBlock : public Block {
     const std::size_t n = static_cast<std::size_t>(size());
     barriers_.clear();
     copies_.clear();
+    slowness_ = 0;
     kept_.clear();
     visible_.assign(static_cast<std::size_t>(shared_bytes_), 0xff);
     queues_.assign(n, {});
@@ -105,7 +106,8 @@ class HopperBlock : public Block {
   }
 
   bool work(std::mt19937_64& random, bool idle) override {
-    if (copies_.empty() || (!idle && random() % 256)) return false;
+    if (slowness_ == 0) slowness_ = std::uint64_t{1} << random() % 17;
+    if (copies_.empty() || (!idle && random() % slowness_)) return false;
     std::swap(copies_[random() % copies_.size()], copies_.back());
     const Copy done = copies_.back();
     copies_.pop_back();
@@ -222,6 +224,7 @@ class HopperBlock : public Block {
 
   std::map<std::uint32_t, PhaseBarrier> barriers_;
   std::vector<Copy> copies_;
+  std::uint64_t slowness_ = 0;          // of the copies of this block: about one arrives in so many steps
   std::vector<unsigned char> visible_;  // shared memory as copies and products see it
   std::vector<std::vector<Product>> queues_;
   std::vector<std::vector<int>> groups_;  // of each thread: how many products are in each group that was committed

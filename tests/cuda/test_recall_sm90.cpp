@@ -65,7 +65,7 @@ Attention retrieval(std::mt19937_64& random, dtype type, index_t n, index_t N, i
 /// Ragged and whole, more tiles than there are stages, tiles that are shared out; scores large enough to be raised in every tile.
 void test_retrieve(std::mt19937_64& random) {
   for (const dtype type : {dtype::bfloat16, dtype::float16}) {
-    const index_t sizes[][3] = {{128, 256, 64}, {130, 300, 128}, {1, 1, 64}, {3, 129, 128}, {20, 1100, 64}};
+    const index_t sizes[][3] = {{128, 256, 64}, {130, 300, 128}, {1, 1, 64}, {5, 890, 64}, {3, 890, 128}, {20, 1100, 64}};
     for (const auto& s : sizes) {
       const Attention a = retrieval(random, type, s[0], s[1], s[2], 0.3);
       const std::string what =
@@ -96,8 +96,8 @@ void test_steps(std::mt19937_64& random) {
 /// Values of their own; heads that share memories, scales of both signs and none by head, another order of numbers in memory.
 void test_attend(std::mt19937_64& random) {
   for (const index_t d : {64, 128}) {
-    Attention a = retrieval(random, dtype::float16, 40, 300, d, -0.2);
-    a.value = test::random({300, d}, random, dtype::float16);
+    Attention a = retrieval(random, dtype::float16, 40, 700, d, -0.2);
+    a.value = test::random({700, d}, random, dtype::float16);
     const Kept kept = attend(a, 4);
     check_near(kept, a, "values");
     CHECK_EQUAL(kept.launches, 3);  // both packed
