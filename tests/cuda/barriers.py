@@ -1,10 +1,12 @@
 """Is every barrier of every kernel needed, and would the tests notice if it were missing? Takes one away at a time and runs the emulator.
+For Hopper also every wait, arrival, fence, and end of a group of products.
 
 python -m tests.cuda.barriers          some minutes; lists what is not noticed
 """
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +15,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-KERNELS = {"recall_forward": "test_recall", "recall_backward": "test_recall", "fast_weight_scan": "test_fast_weight"}
+KERNELS = {
+    "recall_forward": "test_recall",
+    "recall_backward": "test_recall",
+    "recall_sm90": "test_recall_sm90",
+    "fast_weight_scan": "test_fast_weight",
+}
+ORDER = re.compile(
+    r"\s*(if \(.*\) )?thread\.(barrier|fence_async|wait|arrive|expect|start_products|commit_products|template finish_products<\d>)"
+    r"\(.*\);( *//.*)?"
+)
 
 
 def mutants() -> Iterator[tuple[str, int, str]]:
@@ -21,7 +32,7 @@ def mutants() -> Iterator[tuple[str, int, str]]:
     for name in KERNELS:
         path = ROOT / "cuda" / "include" / "recollect" / "cuda" / f"{name}.hpp"
         for number, line in enumerate(path.read_text().splitlines()):
-            if line.strip() == "thread.barrier();":
+            if ORDER.fullmatch(line):
                 yield name, number, ""
             elif "thread.any(odd)" in line:
                 yield name, number, line.replace("thread.any(odd)", "odd")

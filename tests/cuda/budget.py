@@ -35,7 +35,7 @@ def run(command: list[str]) -> str:
 
 def short(name: str) -> str:
     """A kernel's name without namespaces."""
-    return re.sub(r"recollect::cuda::", "", name).replace(" >", ">")
+    return re.sub(r"recollect::(cuda::)?", "", name).replace(" >", ">")
 
 
 def kernels(compiler: str) -> Budget:
@@ -76,6 +76,8 @@ def compiled(nvcc: str) -> dict[str, dict[str, dict[str, int]]]:
         for source in sorted((ROOT / "cuda" / "src").glob("*.cu")):
             output = str(Path(directory) / "kernels.o")
             said = run([nvcc, *FLAGS, PTXAS, *targets, *INCLUDES, "-c", str(source), "-o", output])
+            if "serialized" in said:
+                raise RuntimeError(f"{source.name}: ptxas does one product of a warpgroup after the other\n{said}")
             for symbol, architecture, stack, stores, loads, registers in entry.findall(said):
                 match = re.search(r"run<(.*)>\(", run(["c++filt", symbol]))
                 name = short(match.group(1).strip()) if match else symbol

@@ -37,18 +37,26 @@ class Block {
   using Body = std::function<void(Block&, int)>;
 
   Block(int threads, index_t shared_bytes, index_t number)
-      : number_(number), fibers_(static_cast<std::size_t>(threads)), shared_bytes_(shared_bytes), shared_(shared_bytes + guard) {}
+      : shared_bytes_(shared_bytes),
+        number_(number),
+        fibers_(static_cast<std::size_t>(threads)),
+        memory_(shared_bytes + guard + alignment) {
+    shared_ = memory_.data() + (alignment - reinterpret_cast<std::uintptr_t>(memory_.data()) % alignment) % alignment;
+  }
+  virtual ~Block() = default;
 
   void run(const Body& body, std::mt19937_64& random) {
-    std::memset(shared_.data(), 0xff, static_cast<std::size_t>(shared_bytes_));
-    std::memset(shared_.data() + shared_bytes_, 0x5a, guard);
+    std::memset(shared_, 0xff, static_cast<std::size_t>(shared_bytes_));
+    std::memset(shared_ + shared_bytes_, 0x5a, guard);
+    begin();
     body_ = &body;
     arrived_ = ended_ = 0;
     warps_.assign(fibers_.size() / warp_size, 0);
     ready_.resize(fibers_.size());
     std::iota(ready_.begin(), ready_.end(), 0);
     for (Fiber& fiber : fibers_) start(fiber);
-    while (!ready_.empty()) {
+    while (work(random, ready_.empty()) || !ready_.empty()) {
+      if (ready_.empty()) continue;
       std::swap(ready_[random() % ready_.size()], ready_.back());
       current_ = ready_.back();
       ready_.pop_back();
@@ -104,14 +112,14 @@ class Block {
     return fiber.value;
   }
 
-  char* shared() { return reinterpret_cast<char*>(shared_.data()); }
+  char* shared() { return reinterpret_cast<char*>(shared_); }
   index_t number() const { return number_; }
   void become(index_t number) { number_ = number; }
 
- private:
-  enum class State { running, at_barrier, at_shuffle, ended };
+ protected:
+  enum class State { running, at_barrier, at_shuffle, elsewhere, ended };
   static constexpr std::size_t stack_bytes = 32768;
-  static constexpr index_t guard = 256;
+  static constexpr index_t guard = 256, alignment = 1024;
 
   struct Fiber {
     ucontext_t context;
@@ -122,8 +130,24 @@ class Block {
     int mask = 0;
   };
 
+  /// What a card does beside its threads: made ready when a block begins, and a piece of it done, or not, between any two steps of
+  /// threads. Returns whether something was done; when `idle`, something has to be done if there is anything.
+  virtual void begin() {}
+  virtual bool work(std::mt19937_64&, [[maybe_unused]] bool idle) { return false; }
+
   int size() const { return static_cast<int>(fibers_.size()); }
 
+  void wait(int thread, Location at) { wait(fibers_[thread], State::elsewhere, at); }
+  void wake(int thread) {
+    fibers_[thread].state = State::running;
+    ready_.push_back(thread);
+  }
+  [[noreturn]] void fail(const std::string& what) const { throw std::runtime_error("block " + std::to_string(number_) + ": " + what); }
+
+  index_t shared_bytes_;
+  unsigned char* shared_ = nullptr;
+
+ private:
   void start(Fiber& fiber) {
     std::memset(fiber.stack.get(), 0xff, stack_bytes);
     getcontext(&fiber.context);
@@ -155,26 +179,21 @@ class Block {
     swapcontext(&fiber.context, &scheduler_);
   }
 
-  void wake(int thread) {
-    fibers_[thread].state = State::running;
-    ready_.push_back(thread);
+  static const char* kind(State state) {
+    return state == State::at_barrier ? "barrier" : state == State::at_shuffle ? "shuffle" : "asynchronous work";
   }
-
-  [[noreturn]] void fail(const std::string& what) const { throw std::runtime_error("block " + std::to_string(number_) + ": " + what); }
 
   std::string standstill() const {
     std::string what = "block " + std::to_string(number_) + " stands still: " + std::to_string(ended_) + " threads have ended";
     for (int i = 0; i < size(); ++i)
-      if (fibers_[i].state == State::at_barrier || fibers_[i].state == State::at_shuffle)
-        return what + ", thread " + std::to_string(i) + " waits at the " + (fibers_[i].state == State::at_barrier ? "barrier" : "shuffle") +
-               " of " + text(fibers_[i].at);
+      if (fibers_[i].state != State::running && fibers_[i].state != State::ended)
+        return what + ", thread " + std::to_string(i) + " waits at the " + kind(fibers_[i].state) + " of " + text(fibers_[i].at);
     return what;
   }
 
   index_t number_;
   std::vector<Fiber> fibers_;
-  index_t shared_bytes_;
-  std::vector<unsigned char> shared_;
+  std::vector<unsigned char> memory_;
   const Body* body_ = nullptr;
   ucontext_t scheduler_{};
   std::vector<int> ready_, warps_;
@@ -186,6 +205,8 @@ class Block {
 /// What a kernel calls its thread.
 class Thread {
  public:
+  static constexpr int architecture = 0;  // portable kernels alone
+
   Thread(Block& block, int index) : block_(block), index_(index) {}
 
   int index() const { return index_; }
@@ -195,26 +216,31 @@ class Thread {
   float shuffle_xor(float x, int mask, Location at = Location::current()) const { return block_.shuffle_xor(index_, x, mask, at); }
   char* shared() const { return block_.shared(); }
 
- private:
+ protected:
   Block& block_;
   int index_;
 };
 
-class Device {
+template <class BlockOf, class ThreadOf>
+class DeviceOf {
  public:
-  explicit Device(std::uint64_t seed = 0) : random_(seed) {}
+  explicit DeviceOf(std::uint64_t seed = 0) : random_(seed) {}
 
   template <class Kernel>
-  void launch(index_t blocks, index_t shared_bytes, const typename Kernel::Arguments& arguments) {
+  void launch(index_t blocks, index_t shared_bytes, [[maybe_unused]] const typename Kernel::Arguments& arguments) {
     ++launches;
-    std::vector<index_t> order(static_cast<std::size_t>(blocks));
-    std::iota(order.begin(), order.end(), 0);
-    std::shuffle(order.begin(), order.end(), random_);
-    Block block(Kernel::threads, shared_bytes, 0);
-    const Block::Body body = [&](Block& of, int thread) { Kernel::run(Thread(of, thread), arguments); };
-    for (index_t number : order) {
-      block.become(number);
-      block.run(body, random_);
+    if constexpr (requires { Kernel::architecture; } && ThreadOf::architecture == 0) {
+      throw std::logic_error(std::string(Kernel::name) + " is not for this device");
+    } else {
+      std::vector<index_t> order(static_cast<std::size_t>(blocks));
+      std::iota(order.begin(), order.end(), 0);
+      std::shuffle(order.begin(), order.end(), random_);
+      BlockOf block(Kernel::threads, shared_bytes, 0);
+      const Block::Body body = [&](Block& of, int thread) { Kernel::run(ThreadOf(static_cast<BlockOf&>(of), thread), arguments); };
+      for (index_t number : order) {
+        block.become(number);
+        block.run(body, random_);
+      }
     }
   }
 
@@ -223,7 +249,7 @@ class Device {
     return scratch_.back().data();
   }
 
-  int architecture() const { return 0; }
+  int architecture() const { return ThreadOf::architecture; }
 
   int launches = 0;
 
@@ -231,5 +257,7 @@ class Device {
   std::mt19937_64 random_;
   std::vector<std::vector<unsigned char>> scratch_;
 };
+
+using Device = DeviceOf<Block, Thread>;
 
 }  // namespace emulator

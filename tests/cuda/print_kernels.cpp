@@ -23,10 +23,15 @@ void print() {
 
 int main() {
   for (const int width : {64, 128, 256}) {
-    cuda::select_forward(0, width, []<class Kernel>() { print<Kernel>(); });
-    cuda::select_backward(0, width, []<class Rows, class Patterns>() { print<Rows>(), print<Patterns>(); });
-    for (const bool normalised : {false, true}) cuda::select_scan(0, width, normalised, []<class Kernel>() { print<Kernel>(); });
+    for (const bool shared : {false, true})
+      for (const dtype type : {dtype::float16, dtype::bfloat16})
+        if (width <= 128) cuda::select_tensor_cores(type, width, shared, []<class Kernel>() { print<Kernel>(); });
+    cuda::select_forward(width, []<class Kernel>() { print<Kernel>(); });
+    cuda::select_backward(width, []<class Rows, class Patterns>() { print<Rows>(), print<Patterns>(); });
+    for (const bool normalised : {false, true}) cuda::select_scan(width, normalised, []<class Kernel>() { print<Kernel>(); });
   }
+  print<cuda::RecallPack<64>>();
+  print<cuda::RecallPack<128>>();
   print<cuda::RecallMerge>();
   print<cuda::RecallDots>();
   print<cuda::CopyNormaliser>();

@@ -25,7 +25,7 @@ def test_nothing_spills_by_budget() -> None:
     kernels = json.loads(budget.FILE.read_text())["kernels"]
     assert len(kernels) >= 18
     for name, cost in kernels.items():
-        assert cost["shared"] <= 101376, name
+        assert cost["shared"] <= (232448 if "Sm90" in name else 101376), name
         for architecture in ("sm_80", "sm_90a"):
             assert cost[architecture]["spills"] == cost[architecture]["stack"] == 0, name
 

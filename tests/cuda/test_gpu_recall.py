@@ -53,6 +53,25 @@ def test_attend(torch: Any, errors: Errors, size: tuple[int, ...], dtype: str) -
     assert type(again) is type(q) and torch.equal(again, out)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize(
+    "size", [(128, 256, 64), (4096, 3000, 128), (130, 300, 128), (1, 70000, 64), (3, 129, 64)], ids=str
+)
+def test_tensor_cores(torch: Any, errors: Errors, size: tuple[int, ...], dtype: str) -> None:
+    """Shapes that go to the kernel for compute capability 9.0 where there is one: keys that are the values, and values of their own."""
+    n, m, d = size
+    q, k, v = arrays(torch, n + m, (n, d), (m, d), (m, d), dtype=dtype)
+    out = poisoned(torch, n, d, dtype=q.dtype)
+    rc.hopfield.retrieve(q, k, beta=0.1, out=out)
+    errors.check(f"retrieve {dtype}", out, oracle.attend(*map(numbers, (q, k, k)), scale=0.1).out, BOUNDS[dtype])
+    for _ in range(20):  # a race shows as a difference
+        assert torch.equal(rc.hopfield.retrieve(q, k, beta=0.1), out)
+    wanted = oracle.attend(*map(numbers, (q, k, v)), scale=0.1)
+    got, lse = rc.attention.attend(q, k, v, scale=0.1, return_lse=True)
+    errors.check(f"attend {dtype}", got, wanted.out, BOUNDS[dtype])
+    errors.check("lse of halves", lse, wanted.lse, 1e-4)
+
+
 @pytest.mark.parametrize("causal", [False, True, "top-left"])
 def test_masks_biases_and_groups(torch: Any, errors: Errors, causal: Any) -> None:
     q, k, v = arrays(torch, 3, (2, 6, 70, 40), (2, 2, 90, 40), (2, 2, 90, 24))

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
-/// recollect/cuda/api.hpp on the emulator.
+/// recollect/cuda/api.hpp on the emulator, as a card of compute capability 9.0.
 #include "recollect/cuda/api.hpp"
 
-#include "emulator.hpp"
+#include "emulator_sm90.hpp"
 #include <cstdlib>
 
 #include "recollect/cuda/fast_weight.hpp"
@@ -16,18 +16,18 @@ void* allocate(int, index_t bytes) { return std::malloc(static_cast<std::size_t>
 void release(void* memory) noexcept { std::free(memory); }
 
 void attend(const Queue&, const attention::operands& in, double scale, const attention::parameters& how, const attention::results& out) {
-  emulator::Device device;
+  emulator::Hopper device;
   attend(device, in, scale, how, out);
 }
 
 void attend_backward(const Queue&, const attention::operands& in, double scale, const attention::parameters& how,
                      const attention::saved& kept, const ConstArray& out, const ConstArray& d_out, const attention::gradients& d_in) {
-  emulator::Device device;
+  emulator::Hopper device;
   attend_backward(device, in, scale, how, kept, out, d_out, d_in);
 }
 
 void retrieve(const Queue&, const hopfield::operands& in, double beta, const hopfield::parameters& how, const hopfield::results& out) {
-  emulator::Device device;
+  emulator::Hopper device;
   retrieve(device, in, beta, how, out);
 }
 

@@ -16,6 +16,7 @@
 ///     float shuffle_xor(float x, mask)  the x of lane (lane ^ mask) of the warp
 ///     char* shared()                    the block's shared memory, aligned to 16 bytes
 ///
+/// A kernel for one architecture says which: static constexpr int architecture = 90 (recall_sm90.hpp).
 /// Kernels and all they call are constexpr templates, which nvcc compiles for the device without a further word
 /// (--expt-relaxed-constexpr) and every C++ compiler for the emulator of tests/cuda. What starts kernels is a device:
 ///
@@ -33,8 +34,8 @@ namespace recollect::cuda {
 inline constexpr int warp_size = 32;
 
 /// Beyond these a launch would fail, or need a card that is not everywhere: blocks of a grid, shared bytes of a block (compute
-/// capability 8.6).
-inline constexpr index_t most_blocks = 2147483647, most_shared_bytes = 101376;
+/// capability 8.6; a kernel for 9.0 has more).
+inline constexpr index_t most_blocks = 2147483647, most_shared_bytes = 101376, most_shared_bytes_sm90 = 232448;
 
 /// The sum, and the largest, of x over `lanes` neighbouring lanes, in every one of them: a fixed tree.
 template <int lanes, class Thread>

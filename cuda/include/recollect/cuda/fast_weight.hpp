@@ -94,7 +94,7 @@ void fast_weight_forward(std::string_view op, Device& device, const fast_weight:
     arguments.normaliser = static_cast<float*>(device.scratch(arguments.sequences * K * sizeof(float)));
     launch<CopyNormaliser>(op, device, arguments);
   }
-  select_scan(device.architecture(), arguments.keys, normalised, [&]<class Kernel>() { launch<Kernel>(op, device, arguments); });
+  select_scan(arguments.keys, normalised, [&]<class Kernel>() { launch<Kernel>(op, device, arguments); });
 }
 
 }  // namespace recollect::cuda

@@ -55,18 +55,51 @@ inline RecallArguments arguments(std::string_view op, const RecallOperands& in, 
   return a;
 }
 
+/// Memories packed for tensor cores; nothing where portable kernels serve.
+struct Bank {
+  char *keys = nullptr, *values = nullptr;
+};
+
+template <class Device>
+char* packed(std::string_view op, Device& device, const RecallArguments& a, const Memory& memory) {
+  const auto with = [&]<int Width>() {
+    using Kernel = RecallPack<Width>;
+    PackArguments pack{memory, a.outer_axes, a.outer, a.patterns, nullptr};
+    pack.packed = static_cast<char*>(device.scratch(Kernel::blocks(pack) * Kernel::Tile::bytes));
+    launch<Kernel>(op, device, pack);
+    return pack.packed;
+  };
+  return a.width == 64 ? with.template operator()<64>() : with.template operator()<128>();
+}
+
+template <class Device>
+Bank bank(std::string_view op, Device& device, const RecallArguments& a) {
+  Bank to;
+  if (!on_tensor_cores(device.architecture(), a) || a.outer * a.rows == 0) return to;
+  to.keys = packed(op, device, a, a.key);
+  if (!a.shared()) to.values = packed(op, device, a, a.value);
+  return to;
+}
+
 /// One softmax of all rows.
 template <class Device>
-void forward(std::string_view op, Device& device, RecallArguments a) {
-  select_forward(device.architecture(), std::max(a.width, a.value_width), [&]<class Kernel>() {
+void forward(std::string_view op, Device& device, RecallArguments a, const Bank& from) {
+  const auto run = [&]<class Kernel>() {
     a.splits = Kernel::splits(a);
     if (a.splits > 1) {
       a.partial_sums = static_cast<float*>(device.scratch(a.splits * a.outer * a.rows * a.value_width * sizeof(float)));
       a.partial_states = static_cast<float*>(device.scratch(a.splits * a.outer * a.rows * 2 * sizeof(float)));
     }
-    launch<Kernel>(op, device, a);
+    if constexpr (requires { Kernel::architecture; })
+      launch<Kernel>(op, device, {a, from.keys, from.values});
+    else
+      launch<Kernel>(op, device, a);
     if (a.splits > 1) launch<RecallMerge>(op, device, a);
-  });
+  };
+  if (from.keys)
+    select_tensor_cores(a.key.type, a.width, a.shared(), run);
+  else
+    select_forward(std::max(a.width, a.value_width), run);
 }
 
 struct AttentionProblem {
@@ -116,7 +149,7 @@ void attend(Device& device, const attention::operands& in, double scale, const a
   p.arguments.lse = detail::output(p.fold, out.lse, batch);
   p.arguments.largest = detail::output(p.fold, out.saved.largest, batch);
   p.arguments.log_sum = detail::output(p.fold, out.saved.log_sum, batch);
-  detail::forward(detail::attend_op, device, p.arguments);
+  detail::forward(detail::attend_op, device, p.arguments, detail::bank(detail::attend_op, device, p.arguments));
 }
 
 /// Gradients of query, key and value. A query or memory that is broadcast has none yet: give it the full shape.
@@ -156,13 +189,14 @@ void attend_backward(Device& device, const attention::operands& in, double scale
   if (d_in.value.given() && !covers(p.fold.outer, a.d_value.outer)) refuse("d_value");
   a.dots = static_cast<float*>(device.scratch(a.recall.outer * a.recall.rows * sizeof(float)));
   launch<RecallDots>(op, device, a);
-  select_backward(device.architecture(), std::max(a.recall.width, a.recall.value_width), [&]<class RowsKernel, class PatternsKernel>() {
+  select_backward(std::max(a.recall.width, a.recall.value_width), [&]<class RowsKernel, class PatternsKernel>() {
     if (a.d_query.given()) launch<RowsKernel>(op, device, a);
     if (a.d_key.given() || a.d_value.given()) launch<PatternsKernel>(op, device, a);
   });
 }
 
-/// `steps` softmaxes, one launch after the other; states between them are float32. Without `tol`, energies and counts so far.
+/// `steps` softmaxes, one launch after the other; states between them are float32, or of the state's type on tensor cores. Without `tol`,
+/// energies and counts so far.
 template <class Device>
 void retrieve(Device& device, const hopfield::operands& in, double beta, const hopfield::parameters& how, const hopfield::results& out) {
   using namespace detail;
@@ -186,7 +220,9 @@ void retrieve(Device& device, const hopfield::operands& in, double beta, const h
   last.lse = output(fold, out.lse, batch);
   // A step before the last reads the patterns into one of two arrays of all rows and outer entries.
   void* states[2] = {};
-  for (int i = 0; i < 2 && i + 1 < how.steps; ++i) states[i] = device.scratch(last.outer * last.rows * last.width * sizeof(float));
+  const Bank from = bank(op, device, last);
+  const dtype state_type = from.keys ? last.query.type : dtype::float32;
+  for (int i = 0; i < 2 && i + 1 < how.steps; ++i) states[i] = device.scratch(last.outer * last.rows * last.width * bytes_of(state_type));
   const auto dense = [&](auto* data) {
     Placed<std::remove_pointer_t<decltype(data)>> placed;
     placed.data = data;
@@ -198,14 +234,14 @@ void retrieve(Device& device, const hopfield::operands& in, double beta, const h
   };
   for (index_t step = 0; step < how.steps; ++step) {
     RecallArguments a = last;
-    if (step > 0) a.query = {dense(static_cast<const void*>(states[(step - 1) % 2])), dtype::float32};
+    if (step > 0) a.query = {dense(static_cast<const void*>(states[(step - 1) % 2])), state_type};
     if (step + 1 < how.steps) {
       a.value = {};
       a.value_width = a.width;
       a.lse = {};
-      a.out = {dense(states[step % 2]), dtype::float32};
+      a.out = {dense(states[step % 2]), state_type};
     }
-    forward(op, device, a);
+    forward(op, device, a, from);
   }
 }
 

@@ -93,8 +93,8 @@ struct RecallBackwardArguments {
 constexpr index_t first_tile(index_t tiles, index_t split, index_t splits) { return tiles * split / splits; }
 
 /// How many parts the patterns are cut into, so that few rows keep many blocks busy: a matter of the problem alone, never of the card.
-constexpr index_t splits_of(index_t blocks, index_t pattern_tiles) {
-  constexpr index_t busy = 264, fewest_tiles = 4, most = 64;
+constexpr index_t splits_of(index_t blocks, index_t pattern_tiles, index_t busy = 264, index_t most = 64) {
+  constexpr index_t fewest_tiles = 4;
   if (blocks <= 0 || pattern_tiles <= 0) return 1;
   index_t splits = busy / blocks;
   if (splits > pattern_tiles / fewest_tiles) splits = pattern_tiles / fewest_tiles;

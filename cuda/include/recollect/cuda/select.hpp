@@ -1,19 +1,43 @@
 // SPDX-License-Identifier: BSD-3-Clause
-/// Which kernel serves a problem: the one place that knows of architectures. So far there are portable kernels alone; those for one
-/// architecture are asked first, by `architecture` (90 for compute capability 9.0) and element type, and these remain for the rest.
+/// Which kernel serves a problem: the one place that knows of architectures. Kernels for one architecture are asked first, by
+/// `architecture` (90 for compute capability 9.0) and the problem; portable ones remain for the rest.
 #pragma once
 
 #include "recollect/cuda/fast_weight_scan.hpp"
 #include "recollect/cuda/recall_backward.hpp"
 #include "recollect/cuda/recall_forward.hpp"
+#include "recollect/cuda/recall_sm90.hpp"
 
 namespace recollect::cuda {
 
 inline constexpr int widest = 256;
 
-/// run<Kernel>() with the forward kernel for rows of `width` numbers, the wider of d and e.
+/// Whether a recall is one for RecallSm90.
+constexpr bool on_tensor_cores(int architecture, const RecallArguments& a) {
+  const bool half = a.key.type == dtype::float16 || a.key.type == dtype::bfloat16, width = a.width == 64 || a.width == 128;
+  const bool plain = !a.mask.given() && !a.bias.given() && !a.causal.on && a.patterns > 0;
+  const bool alike = a.query.type == a.key.type && (a.shared() || (a.value.type == a.key.type && a.value_width == a.width));
+  return architecture == 90 && half && width && plain && alike;
+}
+
+/// run<Kernel>() with the kernel for a recall that is.
 template <class Run>
-void select_forward([[maybe_unused]] int architecture, int width, Run&& run) {
+void select_tensor_cores(dtype type, int width, bool shared, Run&& run) {
+  const auto with = [&]<class T, int Width>() {
+    if (shared) return run.template operator()<RecallSm90<T, Width, true>>();
+    run.template operator()<RecallSm90<T, Width, false>>();
+  };
+  const auto with_type = [&]<class T>() {
+    if (width == 64) return with.template operator()<T, 64>();
+    with.template operator()<T, 128>();
+  };
+  if (type == dtype::float16) return with_type.template operator()<float16>();
+  with_type.template operator()<bfloat16>();
+}
+
+/// run<Kernel>() with the portable forward kernel for rows of `width` numbers, the wider of d and e.
+template <class Run>
+void select_forward(int width, Run&& run) {
   if (width <= 64) return run.template operator()<RecallForward<Tile<64, 4>>>();
   if (width <= 128) return run.template operator()<RecallForward<Tile<128, 4>>>();
   run.template operator()<RecallForward<Tile<256, 2>>>();
@@ -21,7 +45,7 @@ void select_forward([[maybe_unused]] int architecture, int width, Run&& run) {
 
 /// run<RowsKernel, PatternsKernel>() for the gradient.
 template <class Run>
-void select_backward([[maybe_unused]] int architecture, int width, Run&& run) {
+void select_backward(int width, Run&& run) {
   const auto with = [&]<class T>() { run.template operator()<RecallBackwardRows<T>, RecallBackwardPatterns<T>>(); };
   if (width <= 64) return with.template operator()<Tile<64, 2>>();
   if (width <= 128) return with.template operator()<Tile<128, 2>>();
@@ -30,7 +54,7 @@ void select_backward([[maybe_unused]] int architecture, int width, Run&& run) {
 
 /// run<Kernel>() with the scan for K = `keys` key channels.
 template <class Run>
-void select_scan([[maybe_unused]] int architecture, int keys, bool normalised, Run&& run) {
+void select_scan(int keys, bool normalised, Run&& run) {
   const auto with = [&]<int per_thread>() {
     if (normalised) return run.template operator()<FastWeightScan<per_thread, true>>();
     run.template operator()<FastWeightScan<per_thread, false>>();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-/// A CUDA stream as the device that device.hpp describes. For nvcc alone: the one header here that is no plain C++.
+/// A CUDA stream as the device that device.hpp describes. For nvcc alone, as all .cuh.
 #pragma once
 
 #include <atomic>
@@ -8,6 +8,8 @@
 
 #include "recollect/core/error.hpp"
 #include "recollect/cuda/device.hpp"
+#include "recollect/cuda/ptx_sm90.cuh"
+#include "recollect/cuda/stream_thread.cuh"
 
 namespace recollect::cuda {
 
@@ -17,54 +19,16 @@ inline void check(cudaError_t code, const char* what) {
   fail(code == cudaErrorMemoryAllocation ? status::memory : status::runtime, "CUDA: ", what, " failed: ", cudaGetErrorString(code));
 }
 
-/// What a kernel calls its thread. Host bodies are never run; they are there because kernels are compiled for both sides.
-struct StreamThread {
-  __host__ __device__ int index() const {
-#ifdef __CUDA_ARCH__
-    return static_cast<int>(threadIdx.x);
-#else
-    return 0;
-#endif
-  }
-  __host__ __device__ index_t block() const {
-#ifdef __CUDA_ARCH__
-    return static_cast<index_t>(blockIdx.x);
-#else
-    return 0;
-#endif
-  }
-  __host__ __device__ void barrier() const {
-#ifdef __CUDA_ARCH__
-    __syncthreads();
-#endif
-  }
-  __host__ __device__ bool any(bool condition) const {
-#ifdef __CUDA_ARCH__
-    return __syncthreads_or(condition) != 0;
-#else
-    return condition;
-#endif
-  }
-  __host__ __device__ float shuffle_xor(float x, [[maybe_unused]] int mask) const {
-#ifdef __CUDA_ARCH__
-    return __shfl_xor_sync(0xffffffffu, x, mask);
-#else
-    return x;
-#endif
-  }
-  __host__ __device__ char* shared() const {
-#ifdef __CUDA_ARCH__
-    extern __shared__ __align__(16) char memory[];
-    return memory;
-#else
-    return nullptr;
-#endif
-  }
-};
-
+/// A kernel for one architecture says so; its code for others is empty.
 template <class Kernel>
-__global__ void __launch_bounds__(Kernel::threads, 1) run(const __grid_constant__ typename Kernel::Arguments arguments) {
-  Kernel::run(StreamThread{}, arguments);
+__global__ void __launch_bounds__(Kernel::threads, 1) run([[maybe_unused]] const __grid_constant__ typename Kernel::Arguments arguments) {
+  if constexpr (requires { Kernel::architecture; }) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    Kernel::run(Sm90Thread{}, arguments);
+#endif
+  } else {
+    Kernel::run(StreamThread{}, arguments);
+  }
 }
 
 /// Launches go to one stream of one card, which is made current for as long as this lives; scratch is freed behind the last of them.

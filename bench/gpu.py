@@ -1,0 +1,288 @@
+"""Times on a CUDA device: ours beside what PyTorch has, against the limits of the card measured in the same run.
+
+python -m bench.gpu --json out.json            all cases; says "not run" where there is no device
+python -m bench.gpu --only retrieve            those whose name has the word
+
+Every case is checked against float64 before it is timed. Times are medians of CUDA events around several calls; inputs rotate through more
+memory than the card's cache holds; nothing waits for the device between the calls of a sample.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import math
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from .environment import commit, library, versions
+
+_ROTATED_BYTES = 256 << 20  # more than any card's cache
+_SAMPLE_SECONDS = 0.004
+_SAMPLES = 25
+
+
+@dataclass
+class Case:
+    """`ours(i)` and peers work on input set i of `sets`; `error()` is checked first."""
+
+    name: str
+    shape: str
+    flops: float
+    bytes: float
+    sets: int
+    error: Callable[[], float]
+    bound: float
+    ours: Callable[[int], Any]
+    peers: dict[str, Callable[[int], Any]]
+
+
+def device() -> tuple[Any, str]:
+    """torch, or None and why there is no device for both of us."""
+    if importlib.util.find_spec("torch") is None:
+        return None, "torch is not installed"
+    import torch
+
+    if not torch.cuda.is_available():
+        return None, "torch finds no CUDA device"
+    if library() is None or importlib.util.find_spec("recollect._cuda") is None:
+        return None, "recollect._cuda is not built"
+    from recollect import _cuda
+
+    count, why = _cuda.cards()
+    return (torch, "") if count else (None, why)
+
+
+def timed(torch: Any, call: Callable[[int], Any], sets: int) -> dict[str, float]:
+    """Seconds of one call: median, and the tenth and ninetieth of a hundred."""
+
+    def sample(number: int) -> float:
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        for i in range(number):
+            call(i % sets)
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / 1e3 / number
+
+    for _ in range(2):
+        sample(sets)
+    number = max(1, min(2000, math.ceil(_SAMPLE_SECONDS / sample(max(2, sets)))))
+    times = sorted(sample(number) for _ in range(_SAMPLES))
+    return {"median": statistics.median(times), "p10": times[_SAMPLES // 10], "p90": times[-1 - _SAMPLES // 10]}
+
+
+def ceilings(torch: Any) -> dict[str, float]:
+    """Bytes read and written by a copy, and operations of a bfloat16 matrix product, per second; of random numbers."""
+    source = torch.randn(1 << 28, device="cuda")
+    target = torch.empty_like(source)
+    copy = timed(torch, lambda _: target.copy_(source), 1)["median"]
+    a, b = (torch.randn((8192, 8192), device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    c = torch.empty_like(a)
+    product = timed(torch, lambda _: torch.mm(a, b, out=c), 1)["median"]
+    return {"bytes_per_second": 2 * source.nbytes / copy, "bf16_flops_per_second": 2 * 8192**3 / product}
+
+
+def sets_for(bytes_of_one: float) -> int:
+    return max(1, min(16, math.ceil(_ROTATED_BYTES / bytes_of_one)))
+
+
+def relative(got: Any, wanted: Any) -> float:
+    return float((got.double() - wanted).norm() / wanted.norm())
+
+
+def recalled(torch: Any, q: Any, k: Any, v: Any, scale: float) -> Any:
+    """Some rows in float64."""
+    return torch.softmax(scale * (q.double() @ k.double().T), -1) @ v.double()
+
+
+def sdpa(torch: Any, backend: Any, q: Any, k: Any, v: Any, scale: float) -> Any:
+    from torch.nn.attention import sdpa_kernel
+
+    with sdpa_kernel(backend):
+        return torch.nn.functional.scaled_dot_product_attention(
+            q[None, None], k[None, None], v[None, None], scale=scale
+        )
+
+
+def sdpa_peers(torch: Any, q: list[Any], x: list[Any], scale: float) -> dict[str, Callable[[int], Any]]:
+    """Every backend by name, with the patterns as keys and values at once, and with a copy of them as values."""
+    from torch.nn.attention import SDPBackend
+
+    copies = [a.clone() for a in x]
+    peers: dict[str, Callable[[int], Any]] = {}
+    for name in ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION"):
+        backend = getattr(SDPBackend, name)
+        for kind, values in (("k is v", x), ("k, v apart", copies)):
+            peers[f"SDPA {name}, {kind}"] = lambda i, b=backend, v=values: sdpa(torch, b, q[i], x[i], v[i], scale)
+    return peers
+
+
+def retrieval(torch: Any, rc: Any, Q: int, N: int, d: int, dtype: str) -> Case:
+    kind, beta = getattr(torch, dtype), 1 / math.sqrt(d)
+    size = torch.finfo(kind).bits // 8
+    sets = sets_for((N + 2 * Q) * d * size)
+    x = [torch.randn((N, d), device="cuda").to(kind) for _ in range(sets)]
+    q = [torch.randn((Q, d), device="cuda").to(kind) for _ in range(sets)]
+    out = torch.full((Q, d), float("nan"), device="cuda", dtype=kind)
+
+    def error() -> float:
+        rc.hopfield.retrieve(q[0], x[0], beta=beta, out=out)
+        rows = slice(max(0, Q - 64), Q)
+        return relative(out[rows], recalled(torch, q[0][rows], x[0], x[0], beta))
+
+    return Case(
+        f"retrieve {dtype}",
+        f"Q={Q} N={N} d={d}",
+        4.0 * Q * N * d,
+        (N + 2.0 * Q) * d * size,
+        sets,
+        error,
+        2e-5 if dtype == "float32" else 1e-2,
+        lambda i: rc.hopfield.retrieve(q[i], x[i], beta=beta, out=out),
+        sdpa_peers(torch, q, x, beta),
+    )
+
+
+def attention(torch: Any, rc: Any, n: int, m: int, d: int, dtype: str) -> Case:
+    """Values of their own, one head."""
+    case = retrieval(torch, rc, n, m, d, dtype)
+    kind, scale = getattr(torch, dtype), 1 / math.sqrt(d)
+    q, k, v = (torch.randn((rows, d), device="cuda").to(kind) for rows in (n, m, m))
+
+    def error() -> float:
+        return relative(rc.attention.attend(q, k, v)[-64:], recalled(torch, q[-64:], k, v, scale))
+
+    peers = {name: lambda _, p=p: p(0) for name, p in case.peers.items() if "apart" in name}
+    return Case(
+        f"attend {dtype}",
+        f"n={n} m={m} d={d}",
+        case.flops,
+        case.bytes + m * d * 2,
+        1,
+        error,
+        1e-2,
+        lambda _: rc.attention.attend(q, k, v),
+        peers,
+    )
+
+
+def delta_rule(torch: Any, rc: Any, B: int, T: int, H: int, d: int, dtype: str) -> Case:
+    """T of 1 is a step of decoding: the state is updated in place."""
+    kind = getattr(torch, dtype)
+    size = torch.finfo(kind).bits // 8
+    numbers = B * H * T * (4 * d + 1) * size + 2 * B * H * d * d * 4
+    sets = sets_for(numbers)
+
+    def draw(*shape: int) -> Any:
+        return torch.randn((B, H, T, *shape), device="cuda").to(kind)
+
+    q, v = ([draw(d) for _ in range(sets)] for _ in range(2))
+    k = [torch.nn.functional.normalize(draw(d).float(), dim=-1).to(kind) for _ in range(sets)]
+    beta = [draw().float().sigmoid() for _ in range(sets)]  # float32, as states are
+    states = [torch.randn((B, H, d, d), device="cuda") / d for _ in range(sets)]
+    out = torch.full((B, H, T, d), float("nan"), device="cuda", dtype=kind)
+
+    def ours(i: int) -> Any:
+        return rc.fastweight.delta_rule(
+            q[i], k[i], v[i], beta[i], scale=1.0, state=states[i], out=out, out_state=states[i], return_state=True
+        )
+
+    def error() -> float:
+        S = states[0][0, 0].double()
+        wanted = []
+        for t in range(T):
+            key = k[0][0, 0, t].double()
+            S = S + torch.outer(key, beta[0][0, 0, t].double() * (v[0][0, 0, t].double() - key @ S))
+            wanted.append(q[0][0, 0, t].double() @ S)
+        ours(0)
+        return relative(out[0, 0], torch.stack(wanted))
+
+    name = "delta rule, decode step" if T == 1 else "delta rule"
+    return Case(
+        f"{name} {dtype}",
+        f"B={B} T={T} H={H} d={d}",
+        6.0 * B * T * H * d * d,
+        numbers,
+        sets,
+        error,
+        2e-5 if dtype == "float32" else 1e-2,
+        ours,
+        {},
+    )
+
+
+def cases(torch: Any, rc: Any) -> Iterator[Callable[[], Case]]:
+    yield lambda: retrieval(torch, rc, 4096, 65536, 64, "bfloat16")
+    yield lambda: retrieval(torch, rc, 4096, 65536, 128, "bfloat16")
+    yield lambda: retrieval(torch, rc, 65536, 65536, 128, "bfloat16")
+    yield lambda: retrieval(torch, rc, 1, 10_000_000, 128, "bfloat16")
+    yield lambda: retrieval(torch, rc, 64, 10_000_000, 128, "bfloat16")
+    yield lambda: retrieval(torch, rc, 4096, 65536, 64, "float32")
+    yield lambda: attention(torch, rc, 16384, 16384, 128, "float16")
+    yield lambda: delta_rule(torch, rc, 64, 1, 16, 128, "float32")
+    yield lambda: delta_rule(torch, rc, 8, 4096, 16, 128, "float32")
+
+
+def measured(torch: Any, case: Case, limits: dict[str, float]) -> dict[str, Any]:
+    error = case.error()
+    row: dict[str, Any] = {"name": case.name, "shape": case.shape, "error": error, "bound": case.bound, "peers": {}}
+    if not error <= case.bound:
+        return row | {"wrong": True}
+    floor = max(case.flops / limits["bf16_flops_per_second"], case.bytes / limits["bytes_per_second"])
+    row |= {"sets": case.sets, "floor": floor, "ours": timed(torch, case.ours, case.sets)}
+    for name, peer in case.peers.items():
+        try:
+            row["peers"][name] = timed(torch, peer, case.sets)
+        except RuntimeError as problem:  # a backend that does not take these inputs
+            row["peers"][name] = f"unavailable: {str(problem).splitlines()[0]}"
+    return row
+
+
+def line(row: dict[str, Any]) -> str:
+    head = f"{row['name']:32} {row['shape']:28} error {row['error']:.1e}"
+    if "ours" not in row:
+        return f"{head}  WRONG (bound {row['bound']:.0e}), not timed"
+    ours = row["ours"]["median"]
+    times = [f"{name} {t['median'] * 1e3:.3f}" for name, t in row["peers"].items() if isinstance(t, dict)]
+    text = f"{head}  {ours * 1e3:8.3f} ms  {row['floor'] / ours:4.0%} of the limit"
+    return text + "".join(f"\n    {peer} ms" for peer in times)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description="Times on a CUDA device.")
+    parser.add_argument("--json", help="write the record here")
+    parser.add_argument("--only", default="", help="cases whose name has this word")
+    arguments = parser.parse_args()
+    torch, why = device()
+    record: dict[str, Any] = {"commit": commit(), "versions": versions()}
+    wrong = False
+    if torch is None:
+        print(f"not run (no device): {why}")
+        record["not_run"] = why
+    else:
+        rc = library()
+        record |= {"device": torch.cuda.get_device_name(0), "cuda": torch.version.cuda, "ceilings": ceilings(torch)}
+        limits = record["ceilings"]
+        print(record["device"], {name: f"{limit:.3e}" for name, limit in limits.items()}, flush=True)
+        record["cases"] = []
+        for make in cases(torch, rc):
+            case = make()
+            if arguments.only in case.name:
+                record["cases"].append(measured(torch, case, limits))
+                print(line(record["cases"][-1]), flush=True)
+                wrong |= "wrong" in record["cases"][-1]
+            del case
+            torch.cuda.empty_cache()
+    if arguments.json:
+        with open(arguments.json, "w") as file:
+            json.dump(record, file, indent=2)
+    return int(wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

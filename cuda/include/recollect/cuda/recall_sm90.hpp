@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/// Attention and Hopfield retrieval for Hopper's tensor cores (sm_90a): memories of 16-bit numbers, 64 or 128 wide, packed by
+/// recall_pack.hpp; no mask, no bias. One warpgroup of a block brings tiles of patterns into a ring of stages; each of the others owns 64
+/// rows, holds their queries in registers, and takes two products of every tile: scores = queries . keys^T and sums += weights . values.
+/// The next scores are computed while the sums of the tile before are. In a retrieval keys and values are the same bytes.
+///
+/// Numbers are those of recall_forward.hpp but that weights are rounded to 16 bits before they meet the values, and that an infinite value
+/// makes NaN even where its weight is 0. Beyond what device.hpp says a thread of such a kernel has (ptx_sm90.cuh):
+///
+///     address(pointer)                      of shared memory, as a number
+///     init(barrier, arrivals)               a barrier in shared memory, with phases; fence_async() before others use it
+///     arrive(barrier), expect(barrier, n)   one arrival; one arrival and n bytes that copies will bring
+///     wait(barrier, parity)                 until the phase of this parity is complete
+///     copy(to, from, bytes, barrier)        memory into shared memory, some time; the barrier gets the bytes
+///     fence_async()                         what was stored before is there for copies and products
+///     products<T, n, flip>(sums, a, b, more)  starts sums (64 x n) = or (more) += a . b; nothing of it may be touched before it is done
+///     start_products(), commit_products(), finish_products<left>(sums)  fence, end of a group, wait until `left` groups are not done
+///     give_registers<n>(), take_registers<n>()  of the whole warpgroup, to n for each thread
+///     exp2(x), rounded<T>(low, high)        2^x, approximately; two numbers of 16 bits in a word
+#pragma once
+
+#include "recollect/cuda/recall_forward.hpp"
+#include "recollect/cuda/recall_pack.hpp"
+
+namespace recollect::cuda {
+
+struct RecallSm90Arguments {
+  RecallArguments recall;
+  const char *keys = nullptr, *values = nullptr;  // packed
+};
+
+/// Shared: keys are the values.
+template <class T, int Width, bool Shared>
+struct RecallSm90 {
+  using Arguments = RecallSm90Arguments;
+  using Tile = TensorTile<patterns_of_tile, Width>;
+  static constexpr int architecture = 90;
+  static constexpr const char* name = "recall_sm90";
+  static constexpr int consumers = 2, threads = warpgroup_size * (1 + consumers), rows = 64 * consumers;
+  static constexpr int stages = Shared ? (Width == 64 ? 6 : 5) : (Width == 64 ? 5 : 3);
+  static constexpr std::uint32_t stage_bytes = Tile::bytes * (Shared ? 1 : 2);
+  static constexpr int producer_registers = 24, consumer_registers = 240;
+
+  static constexpr index_t splits(const RecallArguments& a) {
+    return splits_of(a.outer * tiles_of(a.rows, rows), tiles_of(a.patterns, Tile::patterns), 132, 132);
+  }
+  static constexpr index_t blocks(const Arguments& a) { return a.recall.outer * a.recall.splits * tiles_of(a.recall.rows, rows); }
+  static constexpr index_t shared_bytes() { return stages * stage_bytes + 2 * stages * 8; }
+
+  template <class Thread>
+  static constexpr void run(const Thread& thread, const Arguments& a) {
+    const Part part = part_of(a.recall, thread.block());
+    const std::uint32_t ring = thread.address(thread.shared());
+    if (thread.index() == 0) {
+      for (int stage = 0; stage < stages; ++stage) {
+        thread.init(full(ring, stage), 1);
+        thread.init(empty(ring, stage), 4 * consumers);  // a thread of each warp
+      }
+      thread.fence_async();
+    }
+    thread.barrier();
+    if (thread.index() < warpgroup_size) {
+      thread.template give_registers<producer_registers>();
+      if (thread.index() == 0) produce(thread, a, part, ring);
+    } else {
+      thread.template take_registers<consumer_registers>();
+      consume(thread, a.recall, part, ring);
+    }
+  }
+
+ private:
+  using Scores = float[Tile::patterns / 2];
+  using Sums = float[Width / 2];
+  using Queries = std::uint32_t[Width / 16][4];
+  using Weights = std::uint32_t[Tile::patterns / 16][4];
+  using State = math::OnlineSoftmax<float>[2];  // of a thread's two rows; sums are of its own columns until the end
+
+  /// What a block does: some rows of an outer entry, some tiles of its patterns.
+  struct Part {
+    index_t outer = 0, split = 0, first_row = 0, tile = 0, end = 0, tiles = 0;
+  };
+
+  static constexpr Part part_of(const RecallArguments& a, index_t block) {
+    const index_t row_tiles = tiles_of(a.rows, rows), rest = block / row_tiles, tiles = tiles_of(a.patterns, Tile::patterns);
+    const index_t split = rest % a.splits;
+    return {rest / a.splits,
+            split,
+            block % row_tiles * rows,
+            first_tile(tiles, split, a.splits),
+            first_tile(tiles, split + 1, a.splits),
+            tiles};
+  }
+
+  static constexpr std::uint32_t full(std::uint32_t ring, int stage) { return ring + stages * stage_bytes + 8 * stage; }
+  static constexpr std::uint32_t empty(std::uint32_t ring, int stage) { return full(ring, stages + stage); }
+
+  /// A place in the ring, and the parity of the round.
+  struct Turn {
+    int stage = 0;
+    bool odd = false;
+
+    constexpr void next() {
+      if (++stage == stages) stage = 0, odd = !odd;
+    }
+  };
+
+  template <class Thread>
+  static constexpr void produce(const Thread& thread, const Arguments& a, const Part& part, std::uint32_t ring) {
+    Turn turn;
+    for (index_t tile = part.tile; tile < part.end; ++tile, turn.next()) {
+      const index_t place = (part.outer * part.tiles + tile) * Tile::bytes;
+      const std::uint32_t stage = ring + turn.stage * stage_bytes, arrived = full(ring, turn.stage);
+      thread.wait(empty(ring, turn.stage), !turn.odd);  // at once in the first round
+      thread.expect(arrived, stage_bytes);
+      thread.copy(stage, a.keys + place, Tile::bytes, arrived);
+      if constexpr (!Shared) thread.copy(stage + Tile::bytes, a.values + place, Tile::bytes, arrived);
+    }
+  }
+
+  template <class Thread>
+  static constexpr void consume(const Thread& thread, const RecallArguments& a, const Part& part, std::uint32_t ring) {
+    const int lane = thread.index() % warpgroup_size;
+    const index_t first = part.first_row + (thread.index() / warpgroup_size - 1) * 64 + operand_row(lane, 0);
+    Queries queries;
+    float factor[2] = {};
+#pragma unroll
+    for (int half = 0; half < 2; ++half) factor[half] = load_row(a, part.outer, first + 8 * half, lane, half, queries);
+    Scores scores;
+    Weights weights;
+    Sums sums;
+    State state;
+#pragma unroll
+    for (int i = 0; i < Width / 2; ++i) sums[i] = 0;
+    Turn turn, before;
+    thread.wait(full(ring, 0), false);
+    start_scores(thread, ring, queries, scores);
+    thread.template finish_products<0>(scores);
+    for (index_t tile = part.tile;; ++tile) {
+      // Here the scores of `tile` are known, and the sums of the tile before it are being added to.
+      float shrink[2] = {};
+      if ((tile + 1) * Tile::patterns > a.patterns) hide(lane, static_cast<int>(a.patterns - tile * Tile::patterns), scores);
+      weigh(thread, factor, scores, state, shrink);
+      thread.template finish_products<0>(sums);
+      if (tile > part.tile) {
+        if (lane % warp_size == 0) thread.arrive(empty(ring, before.stage));
+        before.next();
+      }
+      round(thread, scores, weights);
+#pragma unroll
+      for (int i = 0; i < Width / 2; ++i) sums[i] *= shrink[i / 2 % 2];
+      const std::uint32_t values = ring + turn.stage * stage_bytes + (Shared ? 0 : Tile::bytes);
+      if (tile + 1 == part.end) {
+        add_weighted(thread, values, weights, sums);
+        break;
+      }
+      turn.next();
+      thread.wait(full(ring, turn.stage), turn.odd);
+      start_scores(thread, ring + turn.stage * stage_bytes, queries, scores);
+      add_weighted(thread, values, weights, sums);
+      thread.template finish_products<1>(scores);
+    }
+    thread.template finish_products<0>(sums);
+    finish(thread, a, part, first, lane, state, sums);
+  }
+
+  /// Half of a thread's query words; returns what scores are multiplied by, which is positive: the sign is the query's, and -inf
+  /// stays what it is.
+  static constexpr float load_row(const RecallArguments& a, index_t o, index_t r, int lane, int half, Queries& queries) {
+    const Row row = row_of(a, o, r);
+    const std::uint16_t* const from = static_cast<const std::uint16_t*>(a.query.at.data);
+    const std::uint16_t sign = row.factor < 0 ? 0x8000 : 0;
+    const auto number = [&](int column) -> std::uint16_t {
+      return row.query < 0 ? 0 : static_cast<std::uint16_t>(from[row.query + column * a.query.at.inner] ^ sign);
+    };
+#pragma unroll
+    for (int step = 0; step < Width / 16; ++step)
+#pragma unroll
+      for (int word = 0; word < 2; ++word) {
+        const int column = 16 * step + operand_column(lane, 2 * word);
+        queries[step][2 * word + half] = pair(number(column), number(column + 1));
+      }
+    const float size = row.factor < 0 ? -row.factor : row.factor;
+    return size < 1e-30f ? 1e-30f : size;
+  }
+
+  template <class Thread>
+  static constexpr void start_scores(const Thread& thread, std::uint32_t keys, const Queries& queries, Scores& scores) {
+    thread.start_products();
+#pragma unroll
+    for (int step = 0; step < Width / 16; ++step)
+      thread.template products<T, Tile::patterns, false>(scores, queries[step], columns_descriptor<Tile>(keys, step), step > 0);
+    thread.commit_products();
+  }
+
+  template <class Thread>
+  static constexpr void add_weighted(const Thread& thread, std::uint32_t values, const Weights& weights, Sums& sums) {
+    thread.start_products();
+#pragma unroll
+    for (int step = 0; step < Tile::patterns / 16; ++step)
+      thread.template products<T, Width, true>(sums, weights[step], patterns_descriptor<Tile>(values, step), true);
+    thread.commit_products();
+  }
+
+  /// Of the last tile only `seen` patterns are there.
+  static constexpr void hide(int lane, int seen, Scores& scores) {
+#pragma unroll
+    for (int i = 0; i < Tile::patterns / 2; ++i)
+      if (accumulator_column(lane, i) >= seen) scores[i] = -infinity;
+  }
+
+  /// Products become weights, and what was summed before shrinks by a factor.
+  template <class Thread>
+  static constexpr void weigh(const Thread& thread, const float (&factor)[2], Scores& scores, State& state, float (&shrink)[2]) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float largest = -infinity, sum = 0;
+#pragma unroll
+      for (int i = 2 * half; i < Tile::patterns / 2; i += 4)
+#pragma unroll
+        for (int k = 0; k < 2; ++k) largest = scores[i + k] > largest ? scores[i + k] : largest;
+      shrink[half] = state[half].raise(factor[half] * largest_of_lanes<4>(thread, largest));
+      const float reference = state[half].reference();
+#pragma unroll
+      for (int i = 2 * half; i < Tile::patterns / 2; i += 4)
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+          scores[i + k] = thread.exp2(std::fma(scores[i + k], factor[half], -reference));
+          sum += scores[i + k];
+        }
+      state[half].sum += sum;
+    }
+  }
+
+  template <class Thread>
+  static constexpr void round(const Thread& thread, const Scores& scores, Weights& weights) {
+#pragma unroll
+    for (int i = 0; i < Tile::patterns / 4; ++i) weights[i / 4][i % 4] = thread.template rounded<T>(scores[2 * i], scores[2 * i + 1]);
+  }
+
+  template <class Thread>
+  static constexpr void finish(const Thread& thread, const RecallArguments& a, const Part& part, index_t first, int lane, State& state,
+                               const Sums& sums) {
+    const bool whole = a.splits == 1;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const index_t r = first + 8 * half, entry = (part.split * a.outer + part.outer) * a.rows + r;
+      state[half].sum = sum_of_lanes<4>(thread, state[half].sum);
+      if (r >= a.rows) continue;
+      if (lane % 4 == 0 && whole) write_row_results(a, part.outer, r, state[half]);
+      if (lane % 4 == 0 && !whole) a.partial_states[2 * entry] = state[half].largest, a.partial_states[2 * entry + 1] = state[half].sum;
+      const index_t begin = whole ? a.offsets(part.outer, r, a.out)[0] : entry * Width;
+      const float factor = !whole ? 1.0f : state[half].sum == 0 ? 0.0f : 1 / state[half].sum;
+#pragma unroll
+      for (int i = 2 * half; i < Width / 2; i += 4)
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+          const int column = accumulator_column(lane, i + k);
+          if (!whole)
+            a.partial_sums[begin + column] = sums[i + k];
+          else if (a.out.given())
+            write<T>(a.out.at.data, begin + column * a.out.at.inner, sums[i + k] * factor);
+        }
+    }
+  }
+};
+
+}  // namespace recollect::cuda
