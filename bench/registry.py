@@ -364,6 +364,8 @@ CASES = (
             ("delta_gradient", ("torch-chunk32", "torch-chunk64"), {"torch-chunk32": 25.0}, 0.45),
         )
     ),
+    # A million tokens: what a token costs does not depend on how many there are
+    Case("delta", dict(H=1, T=1_000_000, d=64), ("torch-chunk64",), "fma"),
     Case("favor", dict(H=4, T=1024, d=64, m=256), ("torch-quadratic",), "fma"),
     Case("favor_gradient", dict(H=4, T=1024, d=64, m=256), ("torch-quadratic",), "fma"),
     # One token: states that come from memory, and sixteen that stay near, where the call itself counts
