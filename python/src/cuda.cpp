@@ -49,15 +49,18 @@ std::pair<const char*, const A&> named(const char* name, const A& array) {
   return {name, array};
 }
 
-attention::parameters parameters(const std::string& causal_name, const std::string& separation) {
+constexpr std::string_view top_k = "top_k_softmax";
+
+attention::parameters parameters(const std::string& causal_name, const std::string& separation,
+                                 double parameter = std::numeric_limits<double>::quiet_NaN()) {
   using attention::causal;
   const auto rule = causal_name == "none" ? causal::none : causal_name == "top-left" ? causal::top_left : causal::bottom_right;
-  return {rule, {std::string_view(separation)}};
+  return {rule, {std::string_view(separation), parameter}};
 }
 
 void attend(const Place& place, const In& query, const In& key, const In& value, const Scale& scale, const In& mask, const In& bias,
             const std::string& causal, const std::string& separation, const Out& out, const Out& lse, const Out& largest,
-            const Out& log_sum) {
+            const Out& log_sum, double parameter) {
   const In scale_array = array_of(scale);
   check_cards("attention.attend", place, named("query", query), named("key", key), named("value", value), named("scale", scale_array),
               named("mask", mask), named("bias", bias), named("out", out), named("lse", lse), named("largest", largest),
@@ -65,12 +68,12 @@ void attend(const Place& place, const In& query, const In& key, const In& value,
   const attention::operands in{input(query), input(key), input(value), input(scale_array), input(mask), input(bias), {}};
   const attention::results to{output(out), output(lse), {output(largest), output(log_sum)}};
   nb::gil_scoped_release release;
-  cuda::attend(queue(place), in, scale.first, parameters(causal, separation), to);
+  (separation == top_k ? cuda::attend_top_k : cuda::attend)(queue(place), in, scale.first, parameters(causal, separation, parameter), to);
 }
 
 void attend_backward(const Place& place, const In& query, const In& key, const In& value, const Scale& scale, const In& mask,
                      const In& bias, const std::string& causal, const std::string& separation, const In& largest, const In& log_sum,
-                     const In& out, const In& d_out, const Out& d_query, const Out& d_key, const Out& d_value) {
+                     const In& out, const In& d_out, const Out& d_query, const Out& d_key, const Out& d_value, double parameter) {
   const In scale_array = array_of(scale);
   check_cards("attention.attend", place, named("query", query), named("key", key), named("value", value), named("scale", scale_array),
               named("mask", mask), named("bias", bias), named("largest", largest), named("log_sum", log_sum), named("out", out),
@@ -80,7 +83,19 @@ void attend_backward(const Place& place, const In& query, const In& key, const I
   const attention::saved kept{input(largest), input(log_sum)};
   const ConstArray result = input(out), cotangent = input(d_out);
   nb::gil_scoped_release release;
+  if (separation == top_k)
+    return cuda::attend_top_k_backward(queue(place), in, scale.first, parameters(causal, separation, parameter), cotangent, to);
   cuda::attend_backward(queue(place), in, scale.first, parameters(causal, separation), kept, result, cotangent, to);
+}
+
+void sparse_read(const Place& place, const In& query, const In& keys, const In& memory, const In& w3, const In& lengths, const Out& value,
+                 const Out& indices, const Out& weights) {
+  check_cards("backtracking.sparse_read", place, named("query", query), named("keys", keys), named("memory", memory), named("w3", w3),
+              named("lengths", lengths), named("value", value), named("indices", indices), named("weights", weights));
+  const backtracking::read_operands in{input(query), input(keys), input(memory), input(w3), input(lengths)};
+  const backtracking::read_results to{output(value), output(indices), output(weights), {}, {}};
+  nb::gil_scoped_release release;
+  cuda::sparse_read(queue(place), in, to);
 }
 
 void retrieve(const Place& place, const In& state, const In& patterns, const In& values, const Scale& beta, const In& mask,
@@ -140,6 +155,7 @@ nb::ndarray<nb::array_api> empty(int card, const std::vector<std::size_t>& shape
     element.bits = 16;
     if (type == "bfloat16") element.code = static_cast<std::uint8_t>(nb::dlpack::dtype_code::Bfloat);
   }
+  if (type == "int64") element = nb::dtype<index_t>();
   index_t bytes = element.bits / 8;
   for (std::size_t extent : shape) bytes *= static_cast<index_t>(extent);
   void* const memory = cuda::allocate(card, std::max<index_t>(bytes, 1));  // an owner needs something to own
@@ -156,10 +172,14 @@ void bind_cuda(nb::module_& m) {
   m.def("card_name", &cuda::card_name, "card"_a);
   m.def("empty", &empty, "card"_a, "shape"_a, "dtype"_a);
   m.def("attention_attend", &attend, "place"_a, array("query"_a), array("key"_a), array("value"_a), "scale"_a, optional("mask"_a),
-        optional("bias"_a), "causal"_a, "separation"_a, array("out"_a), extra("lse"_a), extra("largest"_a), extra("log_sum"_a));
+        optional("bias"_a), "causal"_a, "separation"_a, array("out"_a), extra("lse"_a), extra("largest"_a), extra("log_sum"_a),
+        "parameter"_a = std::numeric_limits<double>::quiet_NaN());
   m.def("attention_attend_backward", &attend_backward, "place"_a, array("query"_a), array("key"_a), array("value"_a), "scale"_a,
-        optional("mask"_a), optional("bias"_a), "causal"_a, "separation"_a, array("largest"_a), array("log_sum"_a), array("out"_a),
-        array("d_out"_a), extra("d_query"_a), extra("d_key"_a), extra("d_value"_a));
+        optional("mask"_a), optional("bias"_a), "causal"_a, "separation"_a, optional("largest"_a), optional("log_sum"_a), optional("out"_a),
+        array("d_out"_a), extra("d_query"_a), extra("d_key"_a), extra("d_value"_a),
+        "parameter"_a = std::numeric_limits<double>::quiet_NaN());
+  m.def("backtracking_sparse_read", &sparse_read, "place"_a, array("query"_a), array("keys"_a), array("memory"_a), optional("w3"_a),
+        optional("lengths"_a), array("value"_a), array("indices"_a), array("weights"_a));
   m.def("hopfield_retrieve", &retrieve, "place"_a, array("state"_a), array("patterns"_a), optional("values"_a), "beta"_a,
         optional("mask"_a), "separation"_a, "steps"_a, array("out"_a));
   m.def("fast_weight", &fast_weight, "place"_a, optional("query"_a), optional("key"_a), optional("value"_a), optional("beta"_a),
