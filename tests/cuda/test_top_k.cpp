@@ -89,8 +89,8 @@ Attention plain(std::mt19937_64& random, index_t k, index_t n, index_t m, index_
 }
 
 void test_sizes(std::mt19937_64& random) {
-  const index_t sizes[][5] = {{1, 1, 1, 1, 1},       {1, 3, 70, 20, 64},    {5, 65, 63, 5, 3},     {32, 3, 130, 33, 40},
-                              {33, 9, 100, 128, 65}, {128, 2, 600, 16, 16}, {90, 2, 40, 200, 256}, {7, 2, 2100, 4, 4}};
+  const index_t sizes[][5] = {{1, 1, 1, 1, 1},       {1, 3, 70, 20, 64},    {5, 17, 63, 5, 3},     {32, 3, 130, 33, 40},
+                              {33, 9, 100, 128, 65}, {128, 2, 600, 16, 16}, {4, 34, 40, 200, 256}, {7, 2, 1100, 4, 4}};
   for (const auto& s : sizes) {
     const Attention a = plain(random, s[0], s[1], s[2], s[3], s[4]);
     const std::string what = "k, n, m = " + check::shown(s[0]) + ", " + check::shown(s[1]) + ", " + check::shown(s[2]);
@@ -139,15 +139,15 @@ void test_masks(std::mt19937_64& random) {
 }
 
 void test_leading_axes(std::mt19937_64& random) {
-  for (const dtype memory : {dtype::float32, dtype::float16, dtype::bfloat16}) {
+  for (const dtype memory : {dtype::float16, dtype::bfloat16}) {
     Attention a;
-    a.query = test::random({2, 2, 3, 5, 18}, random, memory);
+    a.query = test::random({2, 2, 3, 3, 18}, random, memory);
     a.key = test::random({2, 2, 1, 40, 18}, random, memory);
     a.value = test::random({2, 2, 1, 40, 10}, random, memory);
     a.leading = {2, 2, 3};
     a.scale = test::random({2, 3}, random);
     a.causal = 1;
-    a.top_k = 9;
+    a.top_k = 4;
     check_forward(a, "groups of heads");
     check_backward(a, random, "groups of heads");
   }
