@@ -67,10 +67,9 @@ def attend(
         call.capsule(ops.mask),
         call.capsule(ops.bias),
         rule,
-        name,
+        name if name == "softmax" else (name, parameter),
         call.capsule(result.reshape(full)),
         call.capsule(lse),
-        parameter=parameter,
     )
     return result, None if lse is None else lse.reshape(ungrouped(shape, heads, 1))
 

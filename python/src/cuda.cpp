@@ -10,6 +10,7 @@
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
+#include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
 #include "recollect/cuda/api.hpp"
@@ -49,18 +50,26 @@ std::pair<const char*, const A&> named(const char* name, const A& array) {
   return {name, array};
 }
 
-constexpr std::string_view top_k = "top_k_softmax";
+/// A name, or a name with a number.
+using Separation = std::variant<std::string, std::pair<std::string, double>>;
 
-attention::parameters parameters(const std::string& causal_name, const std::string& separation,
-                                 double parameter = std::numeric_limits<double>::quiet_NaN()) {
+choice choice_of(const Separation& separation) {
+  if (const auto* const name = std::get_if<std::string>(&separation)) return std::string_view(*name);
+  const auto& [name, number] = std::get<1>(separation);
+  return {std::string_view(name), number};
+}
+
+bool selects(const Separation& separation) { return choice_of(separation).name == "top_k_softmax"; }
+
+attention::parameters parameters(const std::string& causal_name, const Separation& separation) {
   using attention::causal;
   const auto rule = causal_name == "none" ? causal::none : causal_name == "top-left" ? causal::top_left : causal::bottom_right;
-  return {rule, {std::string_view(separation), parameter}};
+  return {rule, choice_of(separation)};
 }
 
 void attend(const Place& place, const In& query, const In& key, const In& value, const Scale& scale, const In& mask, const In& bias,
-            const std::string& causal, const std::string& separation, const Out& out, const Out& lse, const Out& largest,
-            const Out& log_sum, double parameter) {
+            const std::string& causal, const Separation& separation, const Out& out, const Out& lse, const Out& largest,
+            const Out& log_sum) {
   const In scale_array = array_of(scale);
   check_cards("attention.attend", place, named("query", query), named("key", key), named("value", value), named("scale", scale_array),
               named("mask", mask), named("bias", bias), named("out", out), named("lse", lse), named("largest", largest),
@@ -68,12 +77,12 @@ void attend(const Place& place, const In& query, const In& key, const In& value,
   const attention::operands in{input(query), input(key), input(value), input(scale_array), input(mask), input(bias), {}};
   const attention::results to{output(out), output(lse), {output(largest), output(log_sum)}};
   nb::gil_scoped_release release;
-  (separation == top_k ? cuda::attend_top_k : cuda::attend)(queue(place), in, scale.first, parameters(causal, separation, parameter), to);
+  (selects(separation) ? cuda::attend_top_k : cuda::attend)(queue(place), in, scale.first, parameters(causal, separation), to);
 }
 
 void attend_backward(const Place& place, const In& query, const In& key, const In& value, const Scale& scale, const In& mask,
-                     const In& bias, const std::string& causal, const std::string& separation, const In& largest, const In& log_sum,
-                     const In& out, const In& d_out, const Out& d_query, const Out& d_key, const Out& d_value, double parameter) {
+                     const In& bias, const std::string& causal, const Separation& separation, const In& largest, const In& log_sum,
+                     const In& out, const In& d_out, const Out& d_query, const Out& d_key, const Out& d_value) {
   const In scale_array = array_of(scale);
   check_cards("attention.attend", place, named("query", query), named("key", key), named("value", value), named("scale", scale_array),
               named("mask", mask), named("bias", bias), named("largest", largest), named("log_sum", log_sum), named("out", out),
@@ -83,8 +92,7 @@ void attend_backward(const Place& place, const In& query, const In& key, const I
   const attention::saved kept{input(largest), input(log_sum)};
   const ConstArray result = input(out), cotangent = input(d_out);
   nb::gil_scoped_release release;
-  if (separation == top_k)
-    return cuda::attend_top_k_backward(queue(place), in, scale.first, parameters(causal, separation, parameter), cotangent, to);
+  if (selects(separation)) return cuda::attend_top_k_backward(queue(place), in, scale.first, parameters(causal, separation), cotangent, to);
   cuda::attend_backward(queue(place), in, scale.first, parameters(causal, separation), kept, result, cotangent, to);
 }
 
@@ -172,12 +180,10 @@ void bind_cuda(nb::module_& m) {
   m.def("card_name", &cuda::card_name, "card"_a);
   m.def("empty", &empty, "card"_a, "shape"_a, "dtype"_a);
   m.def("attention_attend", &attend, "place"_a, array("query"_a), array("key"_a), array("value"_a), "scale"_a, optional("mask"_a),
-        optional("bias"_a), "causal"_a, "separation"_a, array("out"_a), extra("lse"_a), extra("largest"_a), extra("log_sum"_a),
-        "parameter"_a = std::numeric_limits<double>::quiet_NaN());
+        optional("bias"_a), "causal"_a, "separation"_a, array("out"_a), extra("lse"_a), extra("largest"_a), extra("log_sum"_a));
   m.def("attention_attend_backward", &attend_backward, "place"_a, array("query"_a), array("key"_a), array("value"_a), "scale"_a,
-        optional("mask"_a), optional("bias"_a), "causal"_a, "separation"_a, optional("largest"_a), optional("log_sum"_a), optional("out"_a),
-        array("d_out"_a), extra("d_query"_a), extra("d_key"_a), extra("d_value"_a),
-        "parameter"_a = std::numeric_limits<double>::quiet_NaN());
+        optional("mask"_a), optional("bias"_a), "causal"_a, "separation"_a, array("largest"_a), array("log_sum"_a), array("out"_a),
+        array("d_out"_a), extra("d_query"_a), extra("d_key"_a), extra("d_value"_a));
   m.def("backtracking_sparse_read", &sparse_read, "place"_a, array("query"_a), array("keys"_a), array("memory"_a), optional("w3"_a),
         optional("lengths"_a), array("value"_a), array("indices"_a), array("weights"_a));
   m.def("hopfield_retrieve", &retrieve, "place"_a, array("state"_a), array("patterns"_a), optional("values"_a), "beta"_a,

@@ -209,8 +209,8 @@ def test_attend_hands_over_grouped_heads_scale_and_stream(module):
 def test_attend_to_the_largest_scores_hands_over_their_number(module):
     for asked in ({"top_k": 3}, {"separation": ("top_k_softmax", 3)}):
         rc.attention.attend(q, k, v, **asked)
-        (_, args, kwargs) = module.calls[-1]
-        assert args[8] == "top_k_softmax" and kwargs == {"parameter": 3.0}
+        (_, args, _) = module.calls[-1]
+        assert args[8] == ("top_k_softmax", 3.0)
     with pytest.raises(ValueError, match="attention.attend: top_k is 8; expected a number from 1 to m=7"):
         rc.attention.attend(q, k, v, top_k=8)
 
