@@ -39,7 +39,8 @@ int main() {
   print<cuda::CopyNormaliser>();
   print<cuda::AdditiveTopKScan>();
   print<cuda::TopKRead>();
-  print<cuda::TopKBackwardRows>();
+  print<cuda::TopKBackwardRows<cuda::SoftmaxChoice>>();
+  print<cuda::TopKBackwardRows<cuda::SparseChoice>>();
   print<cuda::TopKBackwardPatterns>();
   print<cuda::SparseRead>();
 }

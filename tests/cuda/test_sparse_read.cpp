@@ -50,35 +50,86 @@ double score(const Problem& p, const Shape& l, index_t i, index_t j) {
   return sum;
 }
 
+/// What a row reads: the first `read` of `order`, then the one that gives the threshold.
+struct Choice {
+  Shape l;
+  index_t i = 0, row = 0, count = 0, read = 0;
+  std::vector<index_t> order;
+  std::vector<double> weights;
+  double total = 0;  // 0 for a softmax, too
+  bool all = true;
+};
+
+template <class Row>
+void each_row(const Problem& p, const std::vector<index_t>& lengths, Row&& visit) {
+  const Tensor rows(p.shape({p.n()}));
+  Choice c;
+  rows.each([&](index_t) {
+    c.l = Tensor::unravel(c.row, rows.shape);
+    c.i = c.l.back();
+    c.l.pop_back();
+    c.count = lengths.empty() ? p.N() : lengths[lengths.size() == 1 ? 0 : static_cast<std::size_t>(c.l.back())];
+    std::vector<double> a;
+    for (index_t j = 0; j < c.count; ++j) a.push_back(score(p, c.l, c.i, j));
+    c.order.resize(a.size());
+    std::iota(c.order.begin(), c.order.end(), index_t(0));
+    c.all = c.count <= p.k;
+    c.read = std::min(c.count, p.k);
+    if (!c.all) std::stable_sort(c.order.begin(), c.order.end(), [&](index_t x, index_t y) { return a[x] > a[y]; });
+    const double reference = !c.all ? a[c.order[p.k]] : a.empty() ? 0.0 : *std::max_element(a.begin(), a.end());
+    c.weights.clear();
+    for (index_t s = 0; s < c.read; ++s) c.weights.push_back(c.all ? std::exp(a[c.order[s]] - reference) : a[c.order[s]] - reference);
+    c.total = std::accumulate(c.weights.begin(), c.weights.end(), 0.0);
+    for (double& w : c.weights) w = c.total > 0 ? w / c.total : 1.0 / static_cast<double>(p.k);
+    if (c.all) c.total = 0;
+    visit(c);
+    ++c.row;
+  });
+}
+
 Read expected(const Problem& p, const std::vector<index_t>& lengths) {
   Read read = blank(p, dtype::float64, dtype::float64, 0);
-  index_t row = 0;
-  read.total.each([&](index_t) {
-    const Shape at = Tensor::unravel(row, read.total.shape);
-    const Shape l(at.begin(), at.end() - 1);
-    const index_t i = at.back(), count = lengths.empty() ? p.N() : lengths[lengths.size() == 1 ? 0 : static_cast<std::size_t>(l.back())];
-    std::vector<double> a;
-    for (index_t j = 0; j < count; ++j) a.push_back(score(p, l, i, j));
-    std::vector<index_t> order(a.size());
-    std::iota(order.begin(), order.end(), index_t(0));
-    const bool all = count <= p.k;
-    if (!all) std::stable_sort(order.begin(), order.end(), [&](index_t x, index_t y) { return a[x] > a[y]; });
-    const double reference = !all ? a[order[p.k]] : a.empty() ? 0.0 : *std::max_element(a.begin(), a.end());
-    std::vector<double> w;
-    for (index_t s = 0; s < std::min(count, p.k); ++s) w.push_back(all ? std::exp(a[order[s]] - reference) : a[order[s]] - reference);
-    const double total = std::accumulate(w.begin(), w.end(), 0.0);
-    read.total.add(l, {i}, all ? 0 : total);
-    read.threshold[row] = all ? -1 : order[p.k];
+  each_row(p, lengths, [&](const Choice& c) {
+    read.total.add(c.l, {c.i}, c.total);
+    read.threshold[c.row] = c.all ? -1 : c.order[p.k];
     for (index_t s = 0; s < p.k; ++s) {
-      read.indices[row * p.k + s] = s < count ? order[s] : -1;
-      if (s >= count) continue;
-      const double weight = total > 0 ? w[s] / total : 1.0 / static_cast<double>(p.k);
-      read.weights.add(l, {i, s}, weight);
-      for (index_t c = 0; c < p.memory.shape.back(); ++c) read.value.add(l, {i, c}, weight * p.memory.at(l, {order[s], c}));
+      read.indices[c.row * p.k + s] = s < c.read ? c.order[s] : -1;
+      if (s >= c.read) continue;
+      read.weights.add(c.l, {c.i, s}, c.weights[s]);
+      for (index_t e = 0; e < p.memory.shape.back(); ++e) read.value.add(c.l, {c.i, e}, c.weights[s] * p.memory.at(c.l, {c.order[s], e}));
     }
-    ++row;
   });
   return read;
+}
+
+struct Gradients {
+  Tensor query, keys, memory;
+};
+
+Gradients expected_gradients(const Problem& p, const std::vector<index_t>& lengths, const Tensor& d_value) {
+  Gradients d{Tensor(p.query.shape, dtype::float64, 0), Tensor(p.keys.shape, dtype::float64, 0), Tensor(p.memory.shape, dtype::float64, 0)};
+  each_row(p, lengths, [&](const Choice& c) {
+    std::vector<double> g(c.weights.size()), d_a(c.weights.size() + 1);
+    double mean = 0;
+    for (index_t s = 0; s < c.read; ++s) {
+      for (index_t e = 0; e < p.memory.shape.back(); ++e) {
+        g[s] += d_value.at(c.l, {c.i, e}) * p.memory.at(c.l, {c.order[s], e});
+        d.memory.add(c.l, {c.order[s], e}, c.weights[s] * d_value.at(c.l, {c.i, e}));
+      }
+      mean += c.weights[s] * g[s];
+    }
+    for (index_t s = 0; s < c.read; ++s) {
+      if (c.all) d_a[s] = c.weights[s] * (g[s] - mean);
+      if (c.total > 0 && c.weights[s] > 0) d_a[s] = (g[s] - mean) / c.total;
+      if (!c.all) d_a[c.read] -= d_a[s];
+    }
+    for (index_t s = 0; s < c.read + !c.all; ++s)
+      for (index_t a = 0; a < p.query.shape.back(); ++a) {
+        d.query.add(c.l, {c.i, a}, d_a[s] * p.keys.at(c.l, {c.order[s], a}));
+        d.keys.add(c.l, {c.order[s], a}, d_a[s] * p.query.at(c.l, {c.i, a}));
+      }
+  });
+  return d;
 }
 
 template <class T>
@@ -113,6 +164,35 @@ void check_read(const Problem& p, const char* what, std::vector<index_t> lengths
               std::string(what) + ": another order, another result");
 }
 
+/// Joined: keys are the memory, and one gradient is of both.
+void check_backward(const Problem& p, std::mt19937_64& random, bool joined, const char* what, std::vector<index_t> lengths = {}) {
+  const Tensor d_value = test::random(p.shape({p.n(), p.memory.shape.back()}), random, p.query.type);
+  const auto run = [&](std::uint64_t seed) {
+    Gradients d{Tensor(p.query.shape, p.query.type), Tensor(p.keys.shape, p.keys.type),
+                Tensor(p.memory.shape, p.memory.type, test::nan, 2)};
+    emulator::Device device(seed);
+    backtracking::read_operands in = p.operands();
+    if (!lengths.empty()) in.lengths = numbers(lengths, {static_cast<index_t>(lengths.size())});
+    if (joined) in.keys = in.memory;
+    cuda::sparse_read_backward(device, in, p.k, d_value.in(), d.query.out(), joined ? Array{} : d.keys.out(), d.memory.out());
+    return d;
+  };
+  const Gradients got = run(3), again = run(4);
+  Gradients wanted = expected_gradients(p, lengths, d_value);
+  if (joined) {
+    index_t place = 0;
+    wanted.keys.each([&](index_t from) { wanted.memory.put(place, wanted.memory.get(place) + wanted.keys.get(from)), ++place; });
+  }
+  const auto close = [&](const Tensor& a, const Tensor& b) {
+    check::near(test::difference(a, b), 0, 2e-5 * test::largest(b), __FILE__, __LINE__, what);
+  };
+  close(got.query, wanted.query);
+  close(got.memory, wanted.memory);
+  if (!joined) close(got.keys, wanted.keys);
+  check::that(test::same(got.query, again.query) && test::same(got.memory, again.memory), __FILE__, __LINE__,
+              std::string(what) + ": another order, another result");
+}
+
 Problem dot(std::mt19937_64& random, index_t k, index_t n, index_t N, index_t d, dtype type = dtype::float32) {
   Problem p;
   p.query = test::random({n, d}, random, type);
@@ -143,12 +223,25 @@ void test_reads(std::mt19937_64& random) {
   check_read(p, "a length for all", {3});
 }
 
+void test_gradients(std::mt19937_64& random) {
+  Problem p = dot(random, 5, 9, 40, 20);
+  check_backward(p, random, true, "gradients of a few");
+  check_backward(dot(random, 40, 5, 40, 20), random, true, "gradients of all");
+  p.query = test::random({9, 12}, random);
+  p.keys = test::random({40, 12}, random);
+  check_backward(p, random, false, "gradients of keys of their own");
+  p.leading = {3};
+  for (Tensor* t : {&p.query, &p.keys, &p.memory}) *t = test::random({3, t->shape[0], t->shape[1]}, random);
+  check_backward(p, random, false, "gradients with lengths", {40, 3, 0});
+}
+
 /// Equal scores: the first; all that are kept tie with the threshold: uniform.
 void test_ties(std::mt19937_64& random) {
   Problem p = dot(random, 6, 5, 300, 2);
   for (Tensor* t : {&p.query, &p.keys}) t->each([&](index_t place) { t->put(place, static_cast<double>(random() % 3) - 1); });
   p.memory = test::random({300, 9}, random);
   check_read(p, "ties");
+  check_backward(p, random, false, "gradients at ties");
 }
 
 void test_nothing_to_choose(std::mt19937_64& random) {
@@ -184,6 +277,7 @@ void test_errors(std::mt19937_64& random) {
 int main() {
   std::mt19937_64 random(40);
   test_reads(random);
+  test_gradients(random);
   test_ties(random);
   test_nothing_to_choose(random);
   test_errors(random);

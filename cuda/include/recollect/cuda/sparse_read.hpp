@@ -24,10 +24,31 @@ struct SparseChoice {
   bool all = true;  // there are no more than k, and weights are their softmax
   float total = 0;  // R in units of log 2, or 0 where the weights are uniform or a softmax
   index_t threshold = -1;
+
+  template <class Thread>
+  static constexpr SparseChoice of(const Thread& thread, const TopKArguments& top, index_t o, index_t r);
+
+  /// d_a of every place, that of the threshold behind the others.
+  template <class Thread>
+  constexpr ListWeights score_gradients(const Thread& thread, const ListWeights& d_weights) const {
+    const float mean = weights.dot(thread, d_weights);
+    ListWeights d;
+    if (!all && total == 0) return d;
+#pragma unroll
+    for (int j = 0; j < RankedList::groups; ++j) {
+      const float slope = all ? weights.own[j] : 1 / (total * static_cast<float>(ln_2));
+      d.own[j] = weights.own[j] == 0 ? 0.0f : slope * (d_weights.own[j] - mean);
+    }
+    const float back = all ? 0.0f : d.sum(thread);
+#pragma unroll
+    for (int j = 0; j < RankedList::groups; ++j)
+      if (!all && j * warp_size + thread.index() % warp_size == k) d.own[j] = -back;
+    return d;
+  }
 };
 
 template <class Thread>
-constexpr SparseChoice sparse_choice(const Thread& thread, const TopKArguments& top, index_t o, index_t r) {
+constexpr SparseChoice SparseChoice::of(const Thread& thread, const TopKArguments& top, index_t o, index_t r) {
   SparseChoice choice;
   choice.list = list_of(thread, top, o, r);
   choice.k = top.k - 1;
@@ -78,7 +99,7 @@ struct SparseRead {
     if (row >= a.outer * a.rows) return;
     const index_t o = row / a.rows, r = row % a.rows;
     const int lane = thread.index() % warp_size;
-    const SparseChoice choice = sparse_choice(thread, arguments.top, o, r);
+    const SparseChoice choice = SparseChoice::of(thread, arguments.top, o, r);
     const auto [indices, weights, threshold, total, out] =
         a.offsets(o, r, arguments.indices, arguments.weights, arguments.threshold, arguments.total, a.out);
     tell(thread, arguments, choice, static_cast<int>(arguments.top.count(o, r)), indices, weights);
@@ -120,7 +141,12 @@ struct ReadProblem {
   TopKArguments top;
 };
 
-inline ReadProblem read_problem(const backtracking::read_operands& in, index_t k) {
+inline constexpr ShapeRow read_gradient_shapes[] = {
+    backtracking::read_shapes[0], backtracking::read_shapes[1], backtracking::read_shapes[2], backtracking::read_shapes[3],
+    backtracking::read_shapes[4], {"d_query", "... n a"},       {"d_keys", "... N a"},        {"d_memory", "... N d"},
+};
+
+inline ReadProblem read_problem(const backtracking::read_operands& in, index_t k, const std::array<Array, 3>& d_in = {}) {
   constexpr std::string_view op = sparse_read_op;
   for (const auto& [argument, array] : {std::pair<const char*, ConstArray>{"query", in.query}, {"keys", in.keys}, {"memory", in.memory}}) {
     check_given(op, argument, array);
@@ -128,8 +154,8 @@ inline ReadProblem read_problem(const backtracking::read_operands& in, index_t k
   }
   check_stored(op, "w3", in.w3);
   check_type(op, "lengths", in.lengths, dtype::int64);
-  const ConstArray list[] = {in.query, in.keys, in.memory, in.w3, in.lengths};
-  ReadProblem p{Shapes(op, backtracking::read_shapes, list), {}, {}};
+  const ConstArray list[] = {in.query, in.keys, in.memory, in.w3, in.lengths, d_in[0], d_in[1], d_in[2]};
+  ReadProblem p{Shapes(op, read_gradient_shapes, list), {}, {}};
   p.fold = Fold(p.shapes, 'n', {1, 2});
   check_width(op, "keys", in.keys, p.shapes.extent('a'));
   check_width(op, "memory", in.memory, p.shapes.extent('d'));
@@ -187,6 +213,40 @@ void sparse_read(Device& device, const backtracking::read_operands& in, const ba
   p.top.recall.out = place(out.value);
   scan(op, device, p);
   launch<SparseRead>(op, device, {p.top, place(out.indices), place(out.weights), place(out.threshold), place(out.total)});
+}
+
+/// Gradients of query, keys and memory, which are given in full, for a score that is a scalar product. Where keys are memory, the same
+/// numbers, and d_keys is left out, d_memory is of both. The selection is made again. What has no weight gets zeros.
+template <class Device>
+void sparse_read_backward(Device& device, const backtracking::read_operands& in, index_t k_top, const ConstArray& d_value,
+                          const Array& d_query, const Array& d_keys, const Array& d_memory) {
+  using namespace detail;
+  constexpr std::string_view op = sparse_read_op;
+  check_given(op, "d_value", d_value);
+  if (in.w3.given()) fail(status::value, op, ": w3 is given; expected none, as a device has no gradient of the additive score yet");
+  check_gradient(op, "d_query", d_query, in.query, in.query.type);
+  check_gradient(op, "d_keys", d_keys, in.keys, in.keys.type);
+  check_gradient(op, "d_memory", d_memory, in.memory, in.memory.type);
+  ReadProblem p = read_problem(in, k_top, {d_query, d_keys, d_memory});
+  check_output(op, "d_value", as_output(d_value), in.query.type, p.shapes, {p.shapes.extent('n'), p.shapes.extent('d')});
+  TopKBackwardArguments a;
+  a.d_out = {p.fold.template place_output<const void>(as_output(d_value), p.shapes.batch_rank()), d_value.type};
+  if (d_query.given()) {
+    a.d_query = {p.fold.place(p.shapes[5], d_query.data, true, 1), d_query.type};
+    check_full(op, "d_query", covers(p.fold.outer, a.d_query.at.outer) && covers(p.fold.rows, a.d_query.at.row));
+  }
+  const auto memory_gradient = [&](const char* argument, int operand, const Array& to) {
+    const MemoryGradient gradient = pattern_rows(p.fold, p.shapes[operand], to.data, to.type);
+    check_full(op, argument, !to.given() || covers(p.fold.outer, gradient.outer));
+    return gradient;
+  };
+  const MemoryGradient of_memory = memory_gradient("d_memory", 7, d_memory);
+  a.joined = in.keys.data == in.memory.data && !d_keys.given() && d_memory.given();
+  a.d_key = a.joined ? of_memory : memory_gradient("d_keys", 6, d_keys);
+  if (!a.joined) a.d_value = of_memory;
+  scan(op, device, p);
+  a.top = p.top;
+  backward<SparseChoice>(op, device, a);
 }
 
 }  // namespace recollect::cuda

@@ -37,6 +37,20 @@ void scan_products(std::string_view op, Device& device, TopKArguments& top) {
   select_top_k(top.recall.width, [&]<class Kernel>() { scan<Kernel>(op, device, top); });
 }
 
+inline void check_full(std::string_view op, const char* argument, bool full) {
+  if (full) return;
+  fail(status::value, op, ": ", argument, " is that of an operand which is broadcast; a device takes gradients of full operands alone");
+}
+
+/// What comes after the scan.
+template <class Choice, class Device>
+void backward(std::string_view op, Device& device, TopKBackwardArguments& a) {
+  const RecallArguments& recall = a.top.recall;
+  a.selected = static_cast<Selected*>(device.scratch(recall.outer * recall.rows * a.top.k * sizeof(Selected)));
+  launch<TopKBackwardRows<Choice>>(op, device, a);
+  if (a.d_key.given() || a.d_value.given()) launch<TopKBackwardPatterns>(op, device, a);
+}
+
 /// k of ("top_k_softmax", k), no more than there are keys; at least 1.
 inline index_t selected_keys(std::string_view op, const choice& separation, index_t keys) {
   using rule = top_k_softmax::parameter_rule;
@@ -83,25 +97,19 @@ void attend_top_k_backward(Device& device, const attention::operands& in, double
   const AttentionProblem p = attention_problem(in, scale, {how.causal}, attention::gradient_shapes, list);
   check_output(op, "d_out", as_output(d_out), in.query.type, p.shapes, {p.shapes.extent('n'), p.shapes.extent('e')});
   const index_t k = selected_keys(op, how.separation, p.arguments.patterns);
-  TopKBackwardArguments a{top_k_arguments(op, p.arguments, "key", k, "top_k"), {}, {}, {}, {}, nullptr};
-  const RecallArguments& recall = a.top.recall;
+  TopKBackwardArguments a;
+  a.top = top_k_arguments(op, p.arguments, "key", k, "top_k");
   a.d_out = {p.fold.template place_output<const void>(as_output(d_out), p.shapes.batch_rank()), d_out.type};
-  const auto check_full = [&](const char* argument, bool full) {
-    if (full) return;
-    fail(status::value, op, ": ", argument, " is that of an operand which is broadcast; a device takes gradients of full operands alone");
-  };
   if (d_in.query.given()) {
     a.d_query = {p.fold.place(p.shapes[7], d_in.query.data, true, 1), d_in.query.type};
-    check_full("d_query", covers(p.fold.outer, a.d_query.at.outer) && covers(p.fold.rows, a.d_query.at.row));
+    check_full(op, "d_query", covers(p.fold.outer, a.d_query.at.outer) && covers(p.fold.rows, a.d_query.at.row));
   }
   if (d_in.key.given()) a.d_key = pattern_rows(p.fold, p.shapes[8], d_in.key.data, d_in.key.type);
-  check_full("d_key", !d_in.key.given() || covers(p.fold.outer, a.d_key.outer));
+  check_full(op, "d_key", !d_in.key.given() || covers(p.fold.outer, a.d_key.outer));
   if (d_in.value.given()) a.d_value = pattern_rows(p.fold, p.shapes[9], d_in.value.data, d_in.value.type);
-  check_full("d_value", !d_in.value.given() || covers(p.fold.outer, a.d_value.outer));
+  check_full(op, "d_value", !d_in.value.given() || covers(p.fold.outer, a.d_value.outer));
   scan_products(op, device, a.top);
-  a.selected = static_cast<Selected*>(device.scratch(recall.outer * recall.rows * k * sizeof(Selected)));
-  launch<TopKBackwardRows>(op, device, a);
-  if (d_in.key.given() || d_in.value.given()) launch<TopKBackwardPatterns>(op, device, a);
+  backward<SoftmaxChoice>(op, device, a);
 }
 
 }  // namespace recollect::cuda

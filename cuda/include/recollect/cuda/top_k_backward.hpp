@@ -23,9 +23,35 @@ struct TopKBackwardArguments {
   Operand<const void> d_out;
   Operand<void> d_query;
   MemoryGradient d_key, d_value;
+  bool joined = false;           // keys are the values: d_key takes both sums
   Selected* selected = nullptr;  // (outer, rows, k)
 };
 
+/// How scores of a list became weights, and the way back.
+struct SoftmaxChoice {
+  RankedList list;
+  ListWeights weights;
+
+  template <class Thread>
+  static constexpr SoftmaxChoice of(const Thread& thread, const TopKArguments& top, index_t o, index_t r) {
+    SoftmaxChoice choice{list_of(thread, top, o, r), {}};
+    math::OnlineSoftmax<float> state;
+    choice.weights = softmax_of(thread, top.k, choice.list, state);
+    return choice;
+  }
+
+  /// d_s of every place from d_p; 0 where there is no weight.
+  template <class Thread>
+  constexpr ListWeights score_gradients(const Thread& thread, const ListWeights& d_weights) const {
+    const float mean = weights.dot(thread, d_weights);
+    ListWeights d;
+#pragma unroll
+    for (int j = 0; j < RankedList::groups; ++j) d.own[j] = weights.own[j] == 0 ? 0.0f : weights.own[j] * (d_weights.own[j] - mean);
+    return d;
+  }
+};
+
+template <class Choice>
 struct TopKBackwardRows {
   using Arguments = TopKBackwardArguments;
   static constexpr int threads = WarpRows::threads;
@@ -41,25 +67,25 @@ struct TopKBackwardRows {
     if (row >= a.outer * a.rows) return;
     const index_t o = row / a.rows, r = row % a.rows;
     const int lane = thread.index() % warp_size, k = arguments.top.k;
-    const RankedList list = list_of(thread, arguments.top, o, r);
-    math::OnlineSoftmax<float> state;
-    const ListWeights weights = softmax_of(thread, k, list, state);
-    const ListWeights d_scores = score_gradients(thread, arguments, o, r, list, weights);
+    const Choice choice = Choice::of(thread, arguments.top, o, r);
+    const ListWeights d_scores = choice.score_gradients(thread, weight_gradients(thread, arguments, o, r, choice.list, choice.weights));
 #pragma unroll
     for (int j = 0; j < RankedList::groups; ++j)
-      if (const int place = j * warp_size + lane; place < k)
-        arguments.selected[row * k + place] = {weights.own[j] == 0 ? -1 : index_of_rank(list.own[j]), weights.own[j], d_scores.own[j]};
+      if (const int place = j * warp_size + lane; place < k) {
+        const float weight = choice.weights.own[j], d_score = d_scores.own[j];
+        arguments.selected[row * k + place] = {weight == 0 && d_score == 0 ? -1 : index_of_rank(choice.list.own[j]), weight, d_score};
+      }
     if (!arguments.d_query.given()) return;
     const Operand<void>& to = arguments.d_query;
-    weighted_rows(thread, arguments.top, a.key, a.width, o, k, list, d_scores)
+    weighted_rows(thread, arguments.top, a.key, a.width, o, k, choice.list, d_scores)
         .store(lane, a.width, to.at.data, to.type, a.offsets(o, r, to)[0], to.at.inner, row_of(a, o, r).factor / log2_e);
   }
 
  private:
-  /// d_s of every place; 0 where there is no weight, whatever the value holds.
+  /// d_p = g . v of every place; 0 where there is no weight, whatever the value holds.
   template <class Thread>
-  static constexpr ListWeights score_gradients(const Thread& thread, const Arguments& arguments, index_t o, index_t r,
-                                               const RankedList& list, const ListWeights& weights) {
+  static constexpr ListWeights weight_gradients(const Thread& thread, const Arguments& arguments, index_t o, index_t r,
+                                                const RankedList& list, const ListWeights& weights) {
     const RecallArguments& a = arguments.top.recall;
     const int own = thread.index() % warp_size;
     const index_t begin = a.outer_axes.offset(o, a.value.outer);
@@ -77,12 +103,6 @@ struct TopKBackwardRows {
         if (own == lane) d.own[j] = product;
       });
     });
-    ListWeights shares;
-#pragma unroll
-    for (int j = 0; j < RankedList::groups; ++j) shares.own[j] = weights.own[j] * d.own[j];
-    const float mean = shares.sum(thread);
-#pragma unroll
-    for (int j = 0; j < RankedList::groups; ++j) d.own[j] = weights.own[j] == 0 ? 0.0f : weights.own[j] * (d.own[j] - mean);
     return d;
   }
 };
@@ -123,6 +143,8 @@ struct TopKBackwardPatterns {
           add(arguments, o, first, begin + word * warp_size + std::countr_zero(left), selected, d_keys, d_values, column);
       thread.barrier();
     }
+    if (arguments.joined)
+      for (int i = 0; i < patterns; ++i) d_keys[i * threads + column] += d_values[i * threads + column];
     store(a, arguments.d_key, a.width, o, first, d_keys, column);
     store(a, arguments.d_value, a.value_width, o, first, d_values, column);
   }

@@ -20,6 +20,14 @@ struct ListWeights {
     return total;
   }
 
+  template <class Thread>
+  constexpr float dot(const Thread& thread, const ListWeights& other) const {
+    ListWeights products;
+#pragma unroll
+    for (int j = 0; j < RankedList::groups; ++j) products.own[j] = own[j] * other.own[j];
+    return products.sum(thread);
+  }
+
   constexpr void scale(float factor) {
 #pragma unroll
     for (int j = 0; j < RankedList::groups; ++j) own[j] *= factor;
