@@ -22,4 +22,10 @@ void sparse_read(const Queue& queue, const backtracking::read_operands& in, cons
   sparse_read(stream, in, out);
 }
 
+void sparse_read_backward(const Queue& queue, const backtracking::read_operands& in, index_t k_top, const ConstArray& d_value,
+                          const Array& d_query, const Array& d_keys, const Array& d_memory) {
+  Stream stream(queue.card, static_cast<cudaStream_t>(queue.stream));
+  sparse_read_backward(stream, in, k_top, d_value, d_query, d_keys, d_memory);
+}
+
 }  // namespace recollect::cuda

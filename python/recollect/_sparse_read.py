@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import _array, _device
 from ._core import core
-from ._device_read import sparse_read as read_on_device
+from ._device_read import DeviceReading
 from ._sparse_read_checks import check_axes, check_parameters
 
 
@@ -88,7 +88,8 @@ def sparse_read(
         Only the first so many memories are read.
     stream : int, optional
         The CUDA stream to queue the work on where the arrays are on a CUDA device (see `attention.attend`). There `k_top` is at most
-        127, `lengths` are int64, and projections are products of the caller's framework.
+        127, `lengths` are int64, and projections are products of the caller's framework: with them it must be the framework's own
+        current stream. The pullback knows dot and bilinear scores.
 
     Returns
     -------
@@ -119,7 +120,7 @@ def sparse_read(
     """
     parameters = dict(w1=w1, w2=w2, w3=w3, weight=weight, keys=keys)
     if _device.found(query, memory):
-        return SparseRead(*read_on_device(query, memory, k_top, score, parameters, lengths, stream))
+        return SparseRead(*DeviceReading(query, memory, k_top, score, parameters, lengths, stream).run())
     _device.refuse_stream("backtracking.sparse_read", stream)
     return Reading(query, memory, k_top, score, parameters, lengths).result
 

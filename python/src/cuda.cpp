@@ -106,6 +106,18 @@ void sparse_read(const Place& place, const In& query, const In& keys, const In& 
   cuda::sparse_read(queue(place), in, to);
 }
 
+void sparse_read_backward(const Place& place, const In& query, const In& keys, const In& memory, const In& w3, const In& lengths,
+                          index_t k_top, const In& d_value, const Out& d_query, const Out& d_keys, const Out& d_memory) {
+  check_cards("backtracking.sparse_read", place, named("query", query), named("keys", keys), named("memory", memory), named("w3", w3),
+              named("lengths", lengths), named("d_value", d_value), named("d_query", d_query), named("d_keys", d_keys),
+              named("d_memory", d_memory));
+  const backtracking::read_operands in{input(query), input(keys), input(memory), input(w3), input(lengths)};
+  const ConstArray cotangent = input(d_value);
+  const Array to_query = output(d_query), to_keys = output(d_keys), to_memory = output(d_memory);
+  nb::gil_scoped_release release;
+  cuda::sparse_read_backward(queue(place), in, k_top, cotangent, to_query, to_keys, to_memory);
+}
+
 void retrieve(const Place& place, const In& state, const In& patterns, const In& values, const Scale& beta, const In& mask,
               const std::string& separation, index_t steps, const Out& out) {
   const In beta_array = array_of(beta);
@@ -186,6 +198,8 @@ void bind_cuda(nb::module_& m) {
         array("d_out"_a), extra("d_query"_a), extra("d_key"_a), extra("d_value"_a));
   m.def("backtracking_sparse_read", &sparse_read, "place"_a, array("query"_a), array("keys"_a), array("memory"_a), optional("w3"_a),
         optional("lengths"_a), array("value"_a), array("indices"_a), array("weights"_a));
+  m.def("backtracking_sparse_read_backward", &sparse_read_backward, "place"_a, array("query"_a), array("keys"_a), array("memory"_a),
+        optional("w3"_a), optional("lengths"_a), "k_top"_a, array("d_value"_a), extra("d_query"_a), extra("d_keys"_a), extra("d_memory"_a));
   m.def("hopfield_retrieve", &retrieve, "place"_a, array("state"_a), array("patterns"_a), optional("values"_a), "beta"_a,
         optional("mask"_a), "separation"_a, "steps"_a, array("out"_a));
   m.def("fast_weight", &fast_weight, "place"_a, optional("query"_a), optional("key"_a), optional("value"_a), optional("beta"_a),

@@ -84,6 +84,28 @@ def test_sparse_reads_by_every_score() -> None:
     np.testing.assert_allclose(again.value.array, here.value, atol=1e-5)
 
 
+def test_gradients_of_sparse_reads() -> None:
+    q, m, weight, d_value = draw(2, 3, 6), draw(2, 30, 6), draw(6, 6), draw(2, 3, 6, seed=1)
+    for given in ({}, {"weight": weight}):
+        how = {"k_top": 4, "score": "bilinear" if given else "dot", "lengths": np.array([30, 3])}
+        on_card = how | {"lengths": OnCard(how["lengths"]), **{name: OnCard(a) for name, a in given.items()}}
+        read, pullback = rc.vjp(rc.backtracking.sparse_read, OnCard(q), OnCard(m), **on_card)
+        got = pullback(OnCard(d_value))
+        here, pull = rc.vjp(
+            rc.backtracking.sparse_read, *wide(q, m), **how, **{n: wide(a)[0] for n, a in given.items()}
+        )
+        wanted = pull(d_value)
+        assert got._fields == wanted._fields
+        np.testing.assert_allclose(read.value.array, here.value, atol=1e-4)
+        for name in got._fields:
+            there = getattr(wanted, name)
+            size = max(1.0, float(np.abs(there).max()))
+            np.testing.assert_allclose(getattr(got, name).array, there, atol=1e-4 * size, err_msg=name)
+    with pytest.raises(ValueError, match="score is 'additive'; expected 'dot' or 'bilinear' in vjp on a CUDA device"):
+        w = {name: OnCard(draw(6, 6)) for name in ("w1", "w2")} | {"w3": OnCard(draw(6))}
+        rc.vjp(rc.backtracking.sparse_read, OnCard(q), OnCard(m), k_top=4, **w)
+
+
 def test_what_does_not_fit_is_told() -> None:
     q, m = draw(3, 4), draw(200, 4)
     with pytest.raises(ValueError, match="attention.attend: top_k is 150; expected at most 128 on a device"):

@@ -44,6 +44,12 @@ void sparse_read(const Queue&, const backtracking::read_operands& in, const back
   sparse_read(device, in, out);
 }
 
+void sparse_read_backward(const Queue&, const backtracking::read_operands& in, index_t k_top, const ConstArray& d_value,
+                          const Array& d_query, const Array& d_keys, const Array& d_memory) {
+  emulator::Device device;
+  sparse_read_backward(device, in, k_top, d_value, d_query, d_keys, d_memory);
+}
+
 void retrieve(const Queue&, const hopfield::operands& in, double beta, const hopfield::parameters& how, const hopfield::results& out) {
   emulator::Hopper device;
   retrieve(device, in, beta, how, out);

@@ -37,6 +37,9 @@ void attend_top_k(const Queue& queue, const attention::operands& in, double scal
 void attend_top_k_backward(const Queue& queue, const attention::operands& in, double scale, const attention::parameters& how,
                            const ConstArray& d_out, const attention::gradients& d_in);
 void sparse_read(const Queue& queue, const backtracking::read_operands& in, const backtracking::read_results& out);
+/// Where keys are memory and d_keys is left out, d_memory is of both.
+void sparse_read_backward(const Queue& queue, const backtracking::read_operands& in, index_t k_top, const ConstArray& d_value,
+                          const Array& d_query, const Array& d_keys, const Array& d_memory);
 void retrieve(const Queue& queue, const hopfield::operands& in, double beta, const hopfield::parameters& how, const hopfield::results& out);
 void fast_weight_forward(const Queue& queue, std::string_view op, const fast_weight::operands& in, double scale,
                          std::string_view feature_map, row_norm norm, const fast_weight::parameters& how, const fast_weight::results& out);
