@@ -86,16 +86,16 @@ constexpr SparseChoice SparseChoice::of(const Thread& thread, const TopKArgument
 
 struct SparseRead {
   using Arguments = SparseReadArguments;
-  static constexpr int threads = WarpRows::threads;
+  static constexpr int threads = RowsOfWarps::threads;
   static constexpr const char* name = "sparse_read";
 
-  static constexpr index_t blocks(const Arguments& arguments) { return WarpRows::blocks(arguments.top.recall); }
+  static constexpr index_t blocks(const Arguments& arguments) { return RowsOfWarps::blocks(arguments.top.recall); }
   static constexpr index_t shared_bytes() { return 0; }
 
   template <class Thread>
   static constexpr void run(const Thread& thread, const Arguments& arguments) {
     const RecallArguments& a = arguments.top.recall;
-    const index_t row = WarpRows::row(thread);
+    const index_t row = RowsOfWarps::row(thread);
     if (row >= a.outer * a.rows) return;
     const index_t o = row / a.rows, r = row % a.rows;
     const int lane = thread.index() % warp_size;

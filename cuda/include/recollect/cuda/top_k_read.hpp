@@ -104,7 +104,7 @@ constexpr LaneRow weighted_rows(const Thread& thread, const TopKArguments& argum
 }
 
 /// What kernels have in common that give every row a warp.
-struct WarpRows {
+struct RowsOfWarps {
   static constexpr int threads = 128, rows = threads / warp_size;
 
   static constexpr index_t blocks(const RecallArguments& a) { return tiles_of(a.outer * a.rows, rows); }
@@ -118,16 +118,16 @@ struct WarpRows {
 
 struct TopKRead {
   using Arguments = TopKArguments;
-  static constexpr int threads = WarpRows::threads;
+  static constexpr int threads = RowsOfWarps::threads;
   static constexpr const char* name = "top_k_read";
 
-  static constexpr index_t blocks(const Arguments& arguments) { return WarpRows::blocks(arguments.recall); }
+  static constexpr index_t blocks(const Arguments& arguments) { return RowsOfWarps::blocks(arguments.recall); }
   static constexpr index_t shared_bytes() { return 0; }
 
   template <class Thread>
   static constexpr void run(const Thread& thread, const Arguments& arguments) {
     const RecallArguments& a = arguments.recall;
-    const index_t row = WarpRows::row(thread);
+    const index_t row = RowsOfWarps::row(thread);
     if (row >= a.outer * a.rows) return;
     const index_t o = row / a.rows, r = row % a.rows;
     const int lane = thread.index() % warp_size;
