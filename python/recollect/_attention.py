@@ -133,12 +133,8 @@ def attend(
     op = "attention.attend"
     if _device.found(query, key, value):
         options: dict[str, Any] = {"scale": scale, "causal": causal, "mask": mask, "bias": bias, "stream": stream}
-        rest: dict[str, Any] = {
-            "sink": (sink, None),
-            "separation": (separation, "softmax"),
-            "score": (score, "dot"),
-            "top_k": (top_k, None),
-        }
+        options |= {"separation": separation, "top_k": top_k}
+        rest: dict[str, Any] = {"sink": (sink, None), "score": (score, "dot")}
         read_out, lse = attend_on_device(op, query, key, value, **options, return_lse=return_lse, out=out, **rest)
         return Attention(read_out, lse) if return_lse else read_out
     _device.refuse_stream(op, stream)

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from . import _array
-from ._attention_operands import Operands, grouped, rows_shape, ungrouped, width_of
+from ._attention_operands import Operands, grouped, rows_shape, separated, ungrouped, width_of
 from ._device import Call, holds, type_name
+from ._separation import split
 
 __all__ = ["attend", "fast_weight", "retrieve"]
 
@@ -31,6 +32,8 @@ def attend(
     causal: Any,
     mask: Any,
     bias: Any,
+    separation: Any,
+    top_k: Any,
     stream: Any,
     return_lse: bool,
     out: Any,
@@ -38,12 +41,16 @@ def attend(
 ) -> Any:
     """`attention.attend`; returns out and lse (or None)."""
     unsupported(op, **others)
+    if split(op, separation)[0] not in ("softmax", "top_k_softmax"):
+        only = "'softmax' or ('top_k_softmax', k), the only ones on a CUDA device so far"
+        raise ValueError(f"{op}: separation is {separation!r}; expected {only}")
     call = Call(op, stream, {"query": query, "key": key, "value": value, "mask": mask, "bias": bias})
     if causal not in (False, True, "top-left"):
         raise ValueError(f"{op}: causal is {causal!r}; expected False, True or 'top-left'")
     rule = "none" if causal is False else "top-left" if causal == "top-left" else "bottom-right"
     factor = scale if holds(scale) else np.array(1.0)  # for its leading axes alone
     ops, heads = grouped(op, Operands(query, key, value, factor, mask, bias, None, rule, np.dtype(np.float32)))
+    name, parameter = separated(op, separation, top_k, ops)
     shape = rows_shape(op, ops)
     full = (*shape, width_of(ops.value))
     width = query.shape[-1] if query.ndim else 0
@@ -60,7 +67,7 @@ def attend(
         call.capsule(ops.mask),
         call.capsule(ops.bias),
         rule,
-        "softmax",
+        name if name == "softmax" else (name, parameter),
         call.capsule(result.reshape(full)),
         call.capsule(lse),
     )

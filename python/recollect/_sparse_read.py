@@ -8,8 +8,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import _array
+from . import _array, _device
 from ._core import core
+from ._device_read import sparse_read as read_on_device
+from ._sparse_read_checks import check_axes, check_parameters
 
 
 class SparseRead(NamedTuple):
@@ -50,6 +52,7 @@ def sparse_read(
     weight: ArrayLike | None = None,
     keys: ArrayLike | None = None,
     lengths: ArrayLike | None = None,
+    stream: int | None = None,
 ) -> SparseRead:
     """Read a few memories: those with the largest scores, weighted by how far they are above the next one.
 
@@ -83,6 +86,9 @@ def sparse_read(
         ``project(memory, w1)``, if it was computed when the memories were stored.
     lengths : int array broadcast to the leading axes, optional
         Only the first so many memories are read.
+    stream : int, optional
+        The CUDA stream to queue the work on where the arrays are on a CUDA device (see `attention.attend`). There `k_top` is at most
+        127, `lengths` are int64, and projections are products of the caller's framework.
 
     Returns
     -------
@@ -111,8 +117,11 @@ def sparse_read(
     >>> read.value, read.indices, read.weights
     (array([[3.5]]), array([[2, 1]]), array([[0.75, 0.25]]))
     """
-    read = Reading(query, memory, k_top, score, dict(w1=w1, w2=w2, w3=w3, weight=weight, keys=keys), lengths)
-    return read.result
+    parameters = dict(w1=w1, w2=w2, w3=w3, weight=weight, keys=keys)
+    if _device.found(query, memory):
+        return SparseRead(*read_on_device(query, memory, k_top, score, parameters, lengths, stream))
+    _device.refuse_stream("backtracking.sparse_read", stream)
+    return Reading(query, memory, k_top, score, parameters, lengths).result
 
 
 class Reading:
@@ -130,10 +139,9 @@ class Reading:
         self.given = {name: _array.typed(array, self.dtype) for name, array in given.items()}
         self.query, self.memory = _array.typed(self.query, self.dtype), _array.typed(self.memory, self.dtype)
         self.score = score
-        for name, array in (("query", self.query), ("memory", self.memory), ("keys", self.given.get("keys"))):
-            if array is not None and array.ndim < 2:
-                raise ValueError(f"{op}: {name} has shape {array.shape}; expected two axes or more")
-        self._check_parameters()
+        check_axes(op, query=self.query, memory=self.memory, keys=self.given.get("keys"))
+        shapes = {name: array.shape for name, array in self.given.items()}
+        check_parameters(op, score, self.query.shape, self.memory.shape, shapes)
         count = self.memory.shape[-2]
         self.k = count if k_top is None else min(_array.whole(op, "k_top", k_top, 1, expected="1 or more"), count)
         self.lengths = self._lengths(lengths)
@@ -167,29 +175,6 @@ class Reading:
             None if w3 is None else np.ascontiguousarray(w3),
             self.lengths,
         )
-
-    def _check_parameters(self) -> None:
-        takes = {"additive": {"w1", "w2", "w3", "keys"}, "dot": set[str](), "bilinear": {"weight"}}
-        if self.score not in takes:
-            raise ValueError(f"{self.op}: score is {self.score!r}; expected 'additive', 'dot' or 'bilinear'")
-        given, wanted = set(self.given), takes[self.score]
-        for name in ("w1", "w2", "w3", "weight", "keys"):
-            if name in given - wanted:
-                raise ValueError(f"{self.op}: {name} is given; expected None with score={self.score!r}")
-            if name in wanted - given and name != "keys" and not (name == "w1" and "keys" in given):
-                raise ValueError(f"{self.op}: {name} is missing; expected with score={self.score!r}")
-        e, d, g = self.query.shape[-1], self.memory.shape[-1], self.given
-        width = g["keys"].shape[-1] if "keys" in g else g["w1"].shape[0] if "w1" in g and g["w1"].ndim else -1
-        if self.score == "dot" and e != d:
-            raise ValueError(
-                f"{self.op}: query has shape {self.query.shape}; expected (..., n, d={d}) with score='dot'"
-            )
-        shapes = {"w1": (width, d), "w2": (width, e), "w3": (width,), "weight": (e, d)}
-        letters = {"w1": "(A, d={1})", "w2": "(A={0}, e={1})", "w3": "(A={0},)", "weight": "(e={0}, d={1})"}
-        for name, shape in shapes.items():
-            if name in g and g[name].shape != shape:
-                expected = letters[name].format(*shape)
-                raise ValueError(f"{self.op}: {name} has shape {g[name].shape}; expected {expected}")
 
     def _lengths(self, lengths: Any) -> NDArray[np.int64] | None:
         if lengths is None:

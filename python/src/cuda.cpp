@@ -10,6 +10,7 @@
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
+#include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
 #include "recollect/cuda/api.hpp"
@@ -49,14 +50,25 @@ std::pair<const char*, const A&> named(const char* name, const A& array) {
   return {name, array};
 }
 
-attention::parameters parameters(const std::string& causal_name, const std::string& separation) {
+/// A name, or a name with a number.
+using Separation = std::variant<std::string, std::pair<std::string, double>>;
+
+choice choice_of(const Separation& separation) {
+  if (const auto* const name = std::get_if<std::string>(&separation)) return std::string_view(*name);
+  const auto& [name, number] = std::get<1>(separation);
+  return {std::string_view(name), number};
+}
+
+bool selects(const Separation& separation) { return choice_of(separation).name == "top_k_softmax"; }
+
+attention::parameters parameters(const std::string& causal_name, const Separation& separation) {
   using attention::causal;
   const auto rule = causal_name == "none" ? causal::none : causal_name == "top-left" ? causal::top_left : causal::bottom_right;
-  return {rule, {std::string_view(separation)}};
+  return {rule, choice_of(separation)};
 }
 
 void attend(const Place& place, const In& query, const In& key, const In& value, const Scale& scale, const In& mask, const In& bias,
-            const std::string& causal, const std::string& separation, const Out& out, const Out& lse, const Out& largest,
+            const std::string& causal, const Separation& separation, const Out& out, const Out& lse, const Out& largest,
             const Out& log_sum) {
   const In scale_array = array_of(scale);
   check_cards("attention.attend", place, named("query", query), named("key", key), named("value", value), named("scale", scale_array),
@@ -65,11 +77,11 @@ void attend(const Place& place, const In& query, const In& key, const In& value,
   const attention::operands in{input(query), input(key), input(value), input(scale_array), input(mask), input(bias), {}};
   const attention::results to{output(out), output(lse), {output(largest), output(log_sum)}};
   nb::gil_scoped_release release;
-  cuda::attend(queue(place), in, scale.first, parameters(causal, separation), to);
+  (selects(separation) ? cuda::attend_top_k : cuda::attend)(queue(place), in, scale.first, parameters(causal, separation), to);
 }
 
 void attend_backward(const Place& place, const In& query, const In& key, const In& value, const Scale& scale, const In& mask,
-                     const In& bias, const std::string& causal, const std::string& separation, const In& largest, const In& log_sum,
+                     const In& bias, const std::string& causal, const Separation& separation, const In& largest, const In& log_sum,
                      const In& out, const In& d_out, const Out& d_query, const Out& d_key, const Out& d_value) {
   const In scale_array = array_of(scale);
   check_cards("attention.attend", place, named("query", query), named("key", key), named("value", value), named("scale", scale_array),
@@ -80,7 +92,18 @@ void attend_backward(const Place& place, const In& query, const In& key, const I
   const attention::saved kept{input(largest), input(log_sum)};
   const ConstArray result = input(out), cotangent = input(d_out);
   nb::gil_scoped_release release;
+  if (selects(separation)) return cuda::attend_top_k_backward(queue(place), in, scale.first, parameters(causal, separation), cotangent, to);
   cuda::attend_backward(queue(place), in, scale.first, parameters(causal, separation), kept, result, cotangent, to);
+}
+
+void sparse_read(const Place& place, const In& query, const In& keys, const In& memory, const In& w3, const In& lengths, const Out& value,
+                 const Out& indices, const Out& weights) {
+  check_cards("backtracking.sparse_read", place, named("query", query), named("keys", keys), named("memory", memory), named("w3", w3),
+              named("lengths", lengths), named("value", value), named("indices", indices), named("weights", weights));
+  const backtracking::read_operands in{input(query), input(keys), input(memory), input(w3), input(lengths)};
+  const backtracking::read_results to{output(value), output(indices), output(weights), {}, {}};
+  nb::gil_scoped_release release;
+  cuda::sparse_read(queue(place), in, to);
 }
 
 void retrieve(const Place& place, const In& state, const In& patterns, const In& values, const Scale& beta, const In& mask,
@@ -140,6 +163,7 @@ nb::ndarray<nb::array_api> empty(int card, const std::vector<std::size_t>& shape
     element.bits = 16;
     if (type == "bfloat16") element.code = static_cast<std::uint8_t>(nb::dlpack::dtype_code::Bfloat);
   }
+  if (type == "int64") element = nb::dtype<index_t>();
   index_t bytes = element.bits / 8;
   for (std::size_t extent : shape) bytes *= static_cast<index_t>(extent);
   void* const memory = cuda::allocate(card, std::max<index_t>(bytes, 1));  // an owner needs something to own
@@ -160,6 +184,8 @@ void bind_cuda(nb::module_& m) {
   m.def("attention_attend_backward", &attend_backward, "place"_a, array("query"_a), array("key"_a), array("value"_a), "scale"_a,
         optional("mask"_a), optional("bias"_a), "causal"_a, "separation"_a, array("largest"_a), array("log_sum"_a), array("out"_a),
         array("d_out"_a), extra("d_query"_a), extra("d_key"_a), extra("d_value"_a));
+  m.def("backtracking_sparse_read", &sparse_read, "place"_a, array("query"_a), array("keys"_a), array("memory"_a), optional("w3"_a),
+        optional("lengths"_a), array("value"_a), array("indices"_a), array("weights"_a));
   m.def("hopfield_retrieve", &retrieve, "place"_a, array("state"_a), array("patterns"_a), optional("values"_a), "beta"_a,
         optional("mask"_a), "separation"_a, "steps"_a, array("out"_a));
   m.def("fast_weight", &fast_weight, "place"_a, optional("query"_a), optional("key"_a), optional("value"_a), optional("beta"_a),

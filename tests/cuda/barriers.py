@@ -20,6 +20,8 @@ KERNELS = {
     "recall_backward": "test_recall",
     "recall_sm90": "test_recall_sm90",
     "fast_weight_scan": "test_fast_weight",
+    "top_k_scan": "test_top_k",
+    "top_k_backward": "test_top_k",
 }
 ORDER = re.compile(
     r"\s*(if \(.*\) )?thread\.(barrier|fence_async|wait|arrive|expect|start_products|commit_products|template finish_products<\d>)"

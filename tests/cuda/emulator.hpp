@@ -88,10 +88,14 @@ class Block {
     return vote_;
   }
 
-  float shuffle_xor(int thread, float x, int mask, Location at) {
+  float shuffle_xor(int thread, float x, int mask, Location at) { return shuffle(thread, x, thread % warp_size ^ mask, mask, at); }
+
+  /// The x of a lane; `mask` is the same for all lanes that meet. Who gave another number than 0 is left in `votes`.
+  float shuffle(int thread, float x, int source, int mask, Location at) {
     Fiber& fiber = fibers_[thread];
     const int warp = thread / warp_size, first = warp * warp_size;
     fiber.value = x;
+    fiber.source = source;
     fiber.mask = mask;
     if (++warps_[warp] < warp_size) {
       wait(fiber, State::at_shuffle, at);
@@ -99,17 +103,25 @@ class Block {
     }
     warps_[warp] = 0;
     float results[warp_size];
+    std::uint32_t votes = 0;
     for (int lane = 0; lane < warp_size; ++lane) {
       const Fiber& other = fibers_[first + lane];
       if (other.mask != mask || (first + lane != thread && other.at.line() != at.line()))
         fail("the lanes of warp " + std::to_string(warp) + " are at different shuffles, one of them in " + text(at));
-      results[lane] = fibers_[first + (lane ^ mask)].value;
+      results[lane] = fibers_[first + other.source].value;
+      votes |= static_cast<std::uint32_t>(other.value != 0) << lane;
     }
     for (int lane = 0; lane < warp_size; ++lane) {
       fibers_[first + lane].value = results[lane];
+      fibers_[first + lane].votes = votes;
       if (first + lane != thread) wake(first + lane);
     }
     return fiber.value;
+  }
+
+  std::uint32_t ballot(int thread, bool condition, Location at) {
+    shuffle(thread, condition ? 1.0f : 0.0f, thread % warp_size, ballot_mask, at);
+    return fibers_[thread].votes;
   }
 
   char* shared() { return reinterpret_cast<char*>(shared_); }
@@ -120,6 +132,7 @@ class Block {
   enum class State { running, at_barrier, at_shuffle, elsewhere, ended };
   static constexpr std::size_t stack_bytes = 32768;
   static constexpr index_t guard = 256, alignment = 1024;
+  static constexpr int ballot_mask = -2;
 
   struct Fiber {
     ucontext_t context;
@@ -127,7 +140,8 @@ class Block {
     State state = State::running;
     Location at;
     float value = 0;
-    int mask = 0;
+    int mask = 0, source = 0;
+    std::uint32_t votes = 0;
   };
 
   /// What a card does beside its threads: made ready when a block begins, and a piece of it done, or not, between any two steps of
@@ -214,6 +228,8 @@ class Thread {
   void barrier(Location at = Location::current()) const { block_.barrier(index_, at); }
   bool any(bool condition, Location at = Location::current()) const { return block_.any(index_, condition, at); }
   float shuffle_xor(float x, int mask, Location at = Location::current()) const { return block_.shuffle_xor(index_, x, mask, at); }
+  float shuffle(float x, int lane, Location at = Location::current()) const { return block_.shuffle(index_, x, lane, -1, at); }
+  std::uint32_t ballot(bool condition, Location at = Location::current()) const { return block_.ballot(index_, condition, at); }
   char* shared() const { return block_.shared(); }
 
  protected:

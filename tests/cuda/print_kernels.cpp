@@ -6,6 +6,7 @@
 #include <typeinfo>
 
 #include "recollect/cuda/select.hpp"
+#include "recollect/cuda/sparse_read.hpp"
 
 namespace {
 
@@ -27,6 +28,7 @@ int main() {
       for (const dtype type : {dtype::float16, dtype::bfloat16})
         if (width <= 128) cuda::select_tensor_cores(type, width, shared, []<class Kernel>() { print<Kernel>(); });
     cuda::select_forward(width, []<class Kernel>() { print<Kernel>(); });
+    cuda::select_top_k(width, []<class Kernel>() { print<Kernel>(); });
     cuda::select_backward(width, []<class Rows, class Patterns>() { print<Rows>(), print<Patterns>(); });
     for (const bool normalised : {false, true}) cuda::select_scan(width, normalised, []<class Kernel>() { print<Kernel>(); });
   }
@@ -35,4 +37,10 @@ int main() {
   print<cuda::RecallMerge>();
   print<cuda::RecallDots>();
   print<cuda::CopyNormaliser>();
+  print<cuda::AdditiveTopKScan>();
+  print<cuda::TopKRead>();
+  print<cuda::TopKBackwardRows<cuda::SoftmaxChoice>>();
+  print<cuda::TopKBackwardRows<cuda::SparseChoice>>();
+  print<cuda::TopKBackwardPatterns>();
+  print<cuda::SparseRead>();
 }

@@ -4,14 +4,16 @@
 
 #include "tensor.hpp"
 #include <algorithm>
+#include <numeric>
 
 namespace test {
 
 struct Attention {
   Tensor query, key, value, scale, mask, bias;
   double scale_number = 1;
-  int causal = 0;  // 1: bottom right, 2: top left
-  Shape leading;   // of the result
+  int causal = 0;     // 1: bottom right, 2: top left
+  Shape leading;      // of the result
+  index_t top_k = 0;  // 0: all
 
   index_t n() const { return query.shape[query.shape.size() - 2]; }
   index_t m() const { return key.shape[key.shape.size() - 2]; }
@@ -23,6 +25,14 @@ struct Attention {
     return s;
   }
 };
+
+/// Scores but the `count` largest, among equals the first, become -inf.
+inline void keep_largest(std::vector<double>& scores, index_t count) {
+  std::vector<std::size_t> order(scores.size());
+  std::iota(order.begin(), order.end(), std::size_t(0));
+  std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return scores[a] > scores[b]; });
+  for (std::size_t i = static_cast<std::size_t>(count); i < order.size(); ++i) scores[order[i]] = -inf;
+}
 
 struct Answer {
   Tensor out, lse;
@@ -48,6 +58,7 @@ void each_row(const Attention& a, Row&& row) {
         p[j] = hidden ? -inf : scale * score + bias;
         largest = std::max(largest, p[j]);
       }
+      if (a.top_k > 0) keep_largest(p, a.top_k);
       for (double& w : p) sum += w = w == -inf ? 0 : std::exp(w - largest);
       for (double& w : p) w = sum > 0 ? w / sum : 0;
       row(l, i, p, sum > 0 ? largest + std::log(sum) : -inf);

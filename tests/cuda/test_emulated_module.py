@@ -4,6 +4,7 @@ the memory of this process that say they are on one."""
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib.util
 import sys
 from pathlib import Path
@@ -62,6 +63,13 @@ class OnCard:
         assert view.size == 0 or np.shares_memory(view, self.array)
         return OnCard(view, self.owner)
 
+    @property
+    def T(self) -> OnCard:
+        return OnCard(self.array.T, self.owner)
+
+    def __matmul__(self, other: OnCard) -> OnCard:
+        return OnCard(self.array @ other.array)
+
     def __array_namespace__(self) -> Any:
         return OnCard
 
@@ -70,17 +78,17 @@ class OnCard:
         capsule = owned.__dlpack__()
         device = inside(capsule)
         code, bits, lanes, _ = device.type
-        assert device.kind == 2 and (code, lanes) == (2, 1) and bits in (16, 32)
+        assert device.kind == 2 and (code, bits, lanes) in ((2, 16, 1), (2, 32, 1), (0, 64, 1))
         shape = tuple(device.shape[: device.rank])
         memory = (ctypes.c_char * (int(np.prod(shape)) * bits // 8)).from_address(device.data)
-        array = np.frombuffer(memory, f"f{bits // 8}").reshape(shape)
-        array[...] = np.nan
+        array = np.frombuffer(memory, f"{'i' if code == 0 else 'f'}{bits // 8}").reshape(shape)
+        array[...] = -7 if code == 0 else np.nan
         return OnCard(array, (owned, capsule))
 
 
-@pytest.fixture(scope="module")
-def module(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    build, source = tmp_path_factory.mktemp("emulated"), Path(__file__).parent / "emulated"
+@functools.cache
+def built(build: Path) -> Any:
+    source = Path(__file__).parent / "emulated"
     python = f"-DPython_EXECUTABLE={sys.executable}"
     run(tool("cmake"), "-S", source, "-B", build, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release", python)
     run(tool("cmake"), "--build", build)
@@ -90,6 +98,11 @@ def module(tmp_path_factory: pytest.TempPathFactory) -> Any:
     loaded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)
     return loaded
+
+
+@pytest.fixture(scope="module")
+def module(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return built(tmp_path_factory.getbasetemp() / "emulated")  # once for all files of tests
 
 
 @pytest.fixture(autouse=True)

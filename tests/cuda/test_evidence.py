@@ -21,7 +21,7 @@ def evidence() -> ModuleType:
 
 
 def test_units_and_their_sources(evidence: ModuleType) -> None:
-    assert list(evidence.units()) == ["fast_weight", "recall"]
+    assert list(evidence.units()) == ["fast_weight", "recall", "selection"]
     names = {path.name for path in evidence.closure(evidence.units()["recall"])}
     assert {"recall.cu", "stream.cuh", "recall_forward.hpp", "online_softmax.hpp", "attention.hpp"} <= names
     assert "fast_weight.cu" not in names

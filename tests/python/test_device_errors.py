@@ -50,6 +50,7 @@ HERE = np.zeros((2, 7, 4), np.float32)
 SUPPORTED = {
     "attention.attend": lambda: rc.attention.attend(q, k, v),
     "hopfield.retrieve": lambda: rc.hopfield.retrieve(q, k, beta=1.0),
+    "backtracking.sparse_read": lambda: rc.backtracking.sparse_read(q, k, k_top=2, score="dot"),
     "fastweight.linear_attention": lambda: rc.fastweight.linear_attention(q, q, q),
     "fastweight.delta_rule": lambda: rc.fastweight.delta_rule(q, q, q, beta),
     "fastweight.gated_delta_rule": lambda: rc.fastweight.gated_delta_rule(q, q, q, beta, decay=beta),
@@ -120,9 +121,9 @@ def test_what_has_no_kernel_is_refused_by_name(op):
             "separation is 'sparsemax'; expected 'softmax'",
         ),
         (
-            lambda: rc.attention.attend(q, k, v, top_k=2),
-            ValueError,
-            "top_k is 2; expected None, the only one on a CUDA device",
+            lambda: rc.backtracking.sparse_read(q, HERE, k_top=2, score="dot"),
+            TypeError,
+            "memory (ndarray) is not on a CUDA device; expected cuda:0, as query",
         ),
         (lambda: rc.attention.attend(q, k, v, sink=1.0), ValueError, "sink is 1.0; expected None"),
         (
@@ -203,6 +204,23 @@ def test_attend_hands_over_grouped_heads_scale_and_stream(module):
     assert args[4] == (0.5, None) and args[7:9] == ("bottom-right", "softmax")
     assert shapes(args[9:]) == [(3, 2, 3, 5, 4), (3, 2, 3, 5)]
     assert out.shape == (3, 6, 5, 4) and lse.shape == (3, 6, 5)
+
+
+def test_attend_to_the_largest_scores_hands_over_their_number(module):
+    for asked in ({"top_k": 3}, {"separation": ("top_k_softmax", 3)}):
+        rc.attention.attend(q, k, v, **asked)
+        (_, args, _) = module.calls[-1]
+        assert args[8] == ("top_k_softmax", 3.0)
+    with pytest.raises(ValueError, match="attention.attend: top_k is 8; expected a number from 1 to m=7"):
+        rc.attention.attend(q, k, v, top_k=8)
+
+
+def test_sparse_reads_hand_over_what_is_compared(module):
+    read = rc.backtracking.sparse_read(q, k, k_top=3, score="dot", stream=7)
+    (name, args, _) = module.calls[-1]
+    assert name == "backtracking_sparse_read" and args[0] == (0, 7)
+    assert shapes(args[1:]) == [(2, 5, 4), (2, 7, 4), (2, 7, 4), None, None, (2, 5, 4), (2, 5, 3), (2, 5, 3)]
+    assert [part.dtype for part in read] == ["float32", "int64", "float32"]
 
 
 def test_retrieve_hands_over_what_it_got(module):

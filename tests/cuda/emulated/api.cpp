@@ -7,6 +7,7 @@
 
 #include "recollect/cuda/fast_weight.hpp"
 #include "recollect/cuda/recall.hpp"
+#include "recollect/cuda/sparse_read.hpp"
 
 namespace recollect::cuda {
 
@@ -24,6 +25,23 @@ void attend_backward(const Queue&, const attention::operands& in, double scale, 
                      const attention::saved& kept, const ConstArray& out, const ConstArray& d_out, const attention::gradients& d_in) {
   emulator::Hopper device;
   attend_backward(device, in, scale, how, kept, out, d_out, d_in);
+}
+
+void attend_top_k(const Queue&, const attention::operands& in, double scale, const attention::parameters& how,
+                  const attention::results& out) {
+  emulator::Device device;
+  attend_top_k(device, in, scale, how, out);
+}
+
+void attend_top_k_backward(const Queue&, const attention::operands& in, double scale, const attention::parameters& how,
+                           const ConstArray& d_out, const attention::gradients& d_in) {
+  emulator::Device device;
+  attend_top_k_backward(device, in, scale, how, d_out, d_in);
+}
+
+void sparse_read(const Queue&, const backtracking::read_operands& in, const backtracking::read_results& out) {
+  emulator::Device device;
+  sparse_read(device, in, out);
 }
 
 void retrieve(const Queue&, const hopfield::operands& in, double beta, const hopfield::parameters& how, const hopfield::results& out) {

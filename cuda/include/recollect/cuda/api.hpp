@@ -8,6 +8,7 @@
 
 #include "recollect/math/feature_map.hpp"
 #include "recollect/spec/attention.hpp"
+#include "recollect/spec/backtracking.hpp"
 #include "recollect/spec/fast_weight.hpp"
 #include "recollect/spec/hopfield.hpp"
 
@@ -30,6 +31,12 @@ void attend(const Queue& queue, const attention::operands& in, double scale, con
             const attention::results& out);
 void attend_backward(const Queue& queue, const attention::operands& in, double scale, const attention::parameters& how,
                      const attention::saved& kept, const ConstArray& out, const ConstArray& d_out, const attention::gradients& d_in);
+/// The same with the separation ("top_k_softmax", k); nothing of the forward pass is needed for the gradient.
+void attend_top_k(const Queue& queue, const attention::operands& in, double scale, const attention::parameters& how,
+                  const attention::results& out);
+void attend_top_k_backward(const Queue& queue, const attention::operands& in, double scale, const attention::parameters& how,
+                           const ConstArray& d_out, const attention::gradients& d_in);
+void sparse_read(const Queue& queue, const backtracking::read_operands& in, const backtracking::read_results& out);
 void retrieve(const Queue& queue, const hopfield::operands& in, double beta, const hopfield::parameters& how, const hopfield::results& out);
 void fast_weight_forward(const Queue& queue, std::string_view op, const fast_weight::operands& in, double scale,
                          std::string_view feature_map, row_norm norm, const fast_weight::parameters& how, const fast_weight::results& out);

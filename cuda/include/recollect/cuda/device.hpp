@@ -14,6 +14,8 @@
 ///     void barrier()                    waits for all threads of the block
 ///     bool any(bool condition)          a barrier; whether any thread of the block said so
 ///     float shuffle_xor(float x, mask)  the x of lane (lane ^ mask) of the warp
+///     float shuffle(float x, lane)      the x of that lane, all of its bits
+///     std::uint32_t ballot(condition)   a bit for every lane of the warp that says so
 ///     char* shared()                    the block's shared memory, aligned to 16 bytes
 ///
 /// A kernel for one architecture says which: static constexpr int architecture = 90 (recall_sm90.hpp).

@@ -7,6 +7,7 @@
 #include "recollect/cuda/recall_backward.hpp"
 #include "recollect/cuda/recall_forward.hpp"
 #include "recollect/cuda/recall_sm90.hpp"
+#include "recollect/cuda/top_k_scan.hpp"
 
 namespace recollect::cuda {
 
@@ -51,6 +52,17 @@ void select_backward(int width, Run&& run) {
   if (width <= 128) return with.template operator()<Tile<128, 2>>();
   with.template operator()<Tile<256, 1>>();
 }
+
+/// run<Kernel>() with the scan of keys of `width` numbers for the largest scores.
+template <class Run>
+void select_top_k(int width, Run&& run) {
+  if (width <= 64) return run.template operator()<TopKScan<Tile<64, 4>, false>>();
+  if (width <= 128) return run.template operator()<TopKScan<Tile<128, 4>, false>>();
+  run.template operator()<TopKScan<Tile<256, 2>, false>>();
+}
+
+/// The one for an additive score, whose products are hyperbolic tangents.
+using AdditiveTopKScan = TopKScan<Tile<256, 1>, true>;
 
 /// run<Kernel>() with the scan for K = `keys` key channels.
 template <class Run>

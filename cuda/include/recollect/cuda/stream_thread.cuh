@@ -41,6 +41,20 @@ struct StreamThread {
     return x;
 #endif
   }
+  __host__ __device__ float shuffle(float x, [[maybe_unused]] int lane) const {
+#ifdef __CUDA_ARCH__
+    return __shfl_sync(0xffffffffu, x, lane);
+#else
+    return x;
+#endif
+  }
+  __host__ __device__ std::uint32_t ballot(bool condition) const {
+#ifdef __CUDA_ARCH__
+    return __ballot_sync(0xffffffffu, condition);
+#else
+    return condition;
+#endif
+  }
   __host__ __device__ char* shared() const {
 #ifdef __CUDA_ARCH__
     extern __shared__ __align__(16) char memory[];

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/// `attend` with the separation top_k_softmax on a device, and its gradient: the contract of spec/attention.hpp, arrays and arithmetic as
+/// in recall.hpp.
+#pragma once
+
+#include "recollect/cuda/recall.hpp"
+#include "recollect/cuda/top_k_backward.hpp"
+#include "recollect/math/separation.hpp"
+
+namespace recollect::cuda {
+
+namespace detail {
+
+/// Arguments with room in the lists for `k` of the patterns there are.
+inline TopKArguments top_k_arguments(std::string_view op, const RecallArguments& recall, const char* patterns_name, index_t k,
+                                     const char* k_name) {
+  if (recall.patterns > most_ranked)
+    fail(status::value, op, ": ", patterns_name, " has ", recall.patterns, " rows; expected at most ", most_ranked, " on a device");
+  if (k > RankedList::places) fail(status::value, op, ": ", k_name, " is ", k, "; expected at most ", RankedList::places, " on a device");
+  TopKArguments top;
+  top.recall = recall;
+  top.k = static_cast<int>(k);
+  return top;
+}
+
+/// The lists of all rows.
+template <class Kernel, class Device>
+void scan(std::string_view op, Device& device, TopKArguments& top) {
+  RecallArguments& a = top.recall;
+  a.splits = Kernel::splits(top);
+  top.lists = static_cast<Rank*>(device.scratch(a.splits * a.outer * a.rows * RankedList::pitch(top.k) * sizeof(Rank)));
+  launch<Kernel>(op, device, top);
+}
+
+template <class Device>
+void scan_products(std::string_view op, Device& device, TopKArguments& top) {
+  select_top_k(top.recall.width, [&]<class Kernel>() { scan<Kernel>(op, device, top); });
+}
+
+inline void check_full(std::string_view op, const char* argument, bool full) {
+  if (full) return;
+  fail(status::value, op, ": ", argument, " is that of an operand which is broadcast; a device takes gradients of full operands alone");
+}
+
+/// What comes after the scan.
+template <class Choice, class Device>
+void backward(std::string_view op, Device& device, TopKBackwardArguments& a) {
+  const RecallArguments& recall = a.top.recall;
+  a.selected = static_cast<Selected*>(device.scratch(recall.outer * recall.rows * a.top.k * sizeof(Selected)));
+  launch<TopKBackwardRows<Choice>>(op, device, a);
+  if (a.d_key.given() || a.d_value.given()) launch<TopKBackwardPatterns>(op, device, a);
+}
+
+/// k of ("top_k_softmax", k), no more than there are keys; at least 1.
+inline index_t selected_keys(std::string_view op, const choice& separation, index_t keys) {
+  using rule = top_k_softmax::parameter_rule;
+  if (separation.name != top_k_softmax::name || !rule::allows(separation.parameter))
+    fail(status::value, op, ": separation is ", separation.text(), "; expected ('top_k_softmax', ", rule::expected, ")");
+  return std::max<index_t>(std::min(static_cast<index_t>(separation.parameter), keys), 1);
+}
+
+}  // namespace detail
+
+template <class Device>
+void attend_top_k(Device& device, const attention::operands& in, double scale, const attention::parameters& how,
+                  const attention::results& out) {
+  using namespace detail;
+  constexpr std::string_view op = attend_op;
+  const ConstArray list[] = {in.query, in.key, in.value, in.scale, in.mask, in.bias, in.sink};
+  const AttentionProblem p = attention_problem(in, scale, {how.causal}, attention::operand_shapes, list);
+  check_results(in, p.shapes, out);
+  const index_t k = selected_keys(op, how.separation, p.arguments.patterns);
+  TopKArguments top = top_k_arguments(op, p.arguments, "key", k, "top_k");
+  const int batch = p.shapes.batch_rank();
+  top.recall.out = output(p.fold, out.out, batch);
+  top.recall.lse = output(p.fold, out.lse, batch);
+  top.recall.largest = output(p.fold, out.saved.largest, batch);
+  top.recall.log_sum = output(p.fold, out.saved.log_sum, batch);
+  scan_products(op, device, top);
+  launch<TopKRead>(op, device, top);
+}
+
+/// Gradients of query, key and value. The selection is made again, so nothing has to be kept of the forward pass. A query or memory that is
+/// broadcast has none yet: give it the full shape.
+template <class Device>
+void attend_top_k_backward(Device& device, const attention::operands& in, double scale, const attention::parameters& how,
+                           const ConstArray& d_out, const attention::gradients& d_in) {
+  using namespace detail;
+  constexpr std::string_view op = attend_op;
+  check_given(op, "d_out", d_out);
+  if (d_in.scale.given() || d_in.bias.given() || d_in.sink.given())
+    fail(status::value, op, ": a device has gradients of query, key and value alone so far");
+  check_gradient(op, "d_query", d_in.query, in.query, in.query.type);
+  check_gradient(op, "d_key", d_in.key, in.key, in.key.type);
+  check_gradient(op, "d_value", d_in.value, in.value, in.value.type);
+  const ConstArray list[] = {in.query, in.key, in.value, in.scale, in.mask, in.bias, in.sink, d_in.query, d_in.key, d_in.value, {}, {}, {}};
+  const AttentionProblem p = attention_problem(in, scale, {how.causal}, attention::gradient_shapes, list);
+  check_output(op, "d_out", as_output(d_out), in.query.type, p.shapes, {p.shapes.extent('n'), p.shapes.extent('e')});
+  const index_t k = selected_keys(op, how.separation, p.arguments.patterns);
+  TopKBackwardArguments a;
+  a.top = top_k_arguments(op, p.arguments, "key", k, "top_k");
+  a.d_out = {p.fold.template place_output<const void>(as_output(d_out), p.shapes.batch_rank()), d_out.type};
+  if (d_in.query.given()) {
+    a.d_query = {p.fold.place(p.shapes[7], d_in.query.data, true, 1), d_in.query.type};
+    check_full(op, "d_query", covers(p.fold.outer, a.d_query.at.outer) && covers(p.fold.rows, a.d_query.at.row));
+  }
+  if (d_in.key.given()) a.d_key = pattern_rows(p.fold, p.shapes[8], d_in.key.data, d_in.key.type);
+  check_full(op, "d_key", !d_in.key.given() || covers(p.fold.outer, a.d_key.outer));
+  if (d_in.value.given()) a.d_value = pattern_rows(p.fold, p.shapes[9], d_in.value.data, d_in.value.type);
+  check_full(op, "d_value", !d_in.value.given() || covers(p.fold.outer, a.d_value.outer));
+  scan_products(op, device, a.top);
+  backward<SoftmaxChoice>(op, device, a);
+}
+
+}  // namespace recollect::cuda
