@@ -5,6 +5,8 @@
 #include <cxxabi.h>
 #include <typeinfo>
 
+#include "recollect/cuda/recall_energy.hpp"
+#include "recollect/cuda/recall_sum.hpp"
 #include "recollect/cuda/select.hpp"
 
 namespace {
@@ -28,11 +30,16 @@ int main() {
         if (width <= 128) cuda::select_tensor_cores(type, width, shared, []<class Kernel>() { print<Kernel>(); });
     cuda::select_forward(width, []<class Kernel>() { print<Kernel>(); });
     cuda::select_backward(width, []<class Rows, class Patterns>() { print<Rows>(), print<Patterns>(); });
+    cuda::select_bias(width, []<class Kernel>() { print<Kernel>(); });
     for (const bool normalised : {false, true}) cuda::select_scan(width, normalised, []<class Kernel>() { print<Kernel>(); });
   }
   print<cuda::RecallPack<64>>();
   print<cuda::RecallPack<128>>();
   print<cuda::RecallMerge>();
   print<cuda::RecallDots>();
+  print<cuda::RecallSum>();
+  print<cuda::RecallSquares>();
+  print<cuda::RecallEnergy>();
+  print<cuda::RecallEnergyDots>();
   print<cuda::CopyNormaliser>();
 }

@@ -4,7 +4,7 @@
 #include "emulator.hpp"
 #include "recall_oracle.hpp"
 
-#include "recollect/cuda/recall.hpp"
+#include "recollect/cuda/recall_gradients.hpp"
 
 namespace {
 

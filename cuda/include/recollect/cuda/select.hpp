@@ -5,6 +5,7 @@
 
 #include "recollect/cuda/fast_weight_scan.hpp"
 #include "recollect/cuda/recall_backward.hpp"
+#include "recollect/cuda/recall_backward_bias.hpp"
 #include "recollect/cuda/recall_forward.hpp"
 #include "recollect/cuda/recall_sm90.hpp"
 
@@ -50,6 +51,14 @@ void select_backward(int width, Run&& run) {
   if (width <= 64) return with.template operator()<Tile<64, 2>>();
   if (width <= 128) return with.template operator()<Tile<128, 2>>();
   with.template operator()<Tile<256, 1>>();
+}
+
+/// run<Kernel>() for the gradient of a bias.
+template <class Run>
+void select_bias(int width, Run&& run) {
+  if (width <= 64) return run.template operator()<RecallBackwardBias<Tile<64, 2>>>();
+  if (width <= 128) return run.template operator()<RecallBackwardBias<Tile<128, 2>>>();
+  run.template operator()<RecallBackwardBias<Tile<256, 1>>>();
 }
 
 /// run<Kernel>() with the scan for K = `keys` key channels.
