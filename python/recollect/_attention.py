@@ -133,12 +133,7 @@ def attend(
     op = "attention.attend"
     if _device.found(query, key, value):
         options: dict[str, Any] = {"scale": scale, "causal": causal, "mask": mask, "bias": bias, "stream": stream}
-        rest: dict[str, Any] = {
-            "sink": (sink, None),
-            "separation": (separation, "softmax"),
-            "score": (score, "dot"),
-            "top_k": (top_k, None),
-        }
+        rest = only_on_cpu(sink, separation, score, top_k)
         read_out, lse = attend_on_device(op, query, key, value, **options, return_lse=return_lse, out=out, **rest)
         return Attention(read_out, lse) if return_lse else read_out
     _device.refuse_stream(op, stream)
@@ -152,6 +147,16 @@ def attend(
     name, parameter = separated(op, separation, top_k, ops)
     read(op, ops, name, parameter, result.reshape(full), **told)
     return Attention(result, told["lse"].reshape(ungrouped(shape, heads, 1))) if told else result
+
+
+def only_on_cpu(sink: Any, separation: Any, score: Any, top_k: Any) -> dict[str, tuple[Any, Any]]:
+    """Arguments with the only values that a device knows."""
+    return {
+        "sink": (sink, None),
+        "separation": (separation, "softmax"),
+        "score": (score, "dot"),
+        "top_k": (top_k, None),
+    }
 
 
 def read(op: str, ops: Operands, name: str, parameter: float, out: NDArray[Any], **told: Any) -> None:

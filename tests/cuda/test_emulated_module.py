@@ -4,6 +4,7 @@ the memory of this process that say they are on one."""
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib.util
 import sys
 from pathlib import Path
@@ -78,9 +79,9 @@ class OnCard:
         return OnCard(array, (owned, capsule))
 
 
-@pytest.fixture(scope="module")
-def module(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    build, source = tmp_path_factory.mktemp("emulated"), Path(__file__).parent / "emulated"
+@functools.cache
+def built(build: Path) -> Any:
+    source = Path(__file__).parent / "emulated"
     python = f"-DPython_EXECUTABLE={sys.executable}"
     run(tool("cmake"), "-S", source, "-B", build, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release", python)
     run(tool("cmake"), "--build", build)
@@ -90,6 +91,11 @@ def module(tmp_path_factory: pytest.TempPathFactory) -> Any:
     loaded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)
     return loaded
+
+
+@pytest.fixture(scope="module")
+def module(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return built(tmp_path_factory.getbasetemp() / "emulated")  # once for all files of tests
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@
 
 #include <utility>
 
+#include "recollect/cuda/device.hpp"
 #include "recollect/cuda/recall_arguments.hpp"
 
 namespace recollect::cuda {

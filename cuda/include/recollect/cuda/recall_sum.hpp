@@ -2,6 +2,9 @@
 /// Sums of gradients over the axes along which an operand was broadcast, and over steps; and the way from float32 to an operand's type.
 #pragma once
 
+#include <iterator>
+
+#include "recollect/cuda/device.hpp"
 #include "recollect/cuda/recall_arguments.hpp"
 
 namespace recollect::cuda {
@@ -55,12 +58,10 @@ struct RecallSum {
   }
 };
 
-namespace detail {
-
 /// Axes, and the strides of a target along them: 0 where the target was broadcast.
 struct Walked {
   const Axes& axes;
-  const Strides& to;
+  const detail::Strides& to;
 };
 
 /// From dense rows of `width` numbers along all axes, the last of them fastest.
@@ -92,7 +93,5 @@ inline SumArguments sum_over(const float* from, int width, std::initializer_list
     }
   return a;
 }
-
-}  // namespace detail
 
 }  // namespace recollect::cuda
