@@ -62,9 +62,10 @@ class Reading:
         masks = map(call.capsule, (ops.mask, ops.bias))
         return (call.place, *arrays, (number, own), *masks, ops.causal, "softmax")
 
-    def run(self, out: Any, lse: Any = None, largest: Any = None, log_sum: Any = None) -> None:
-        told = map(self.call.capsule, (out.reshape(self.full), lse, largest, log_sum))
-        self.call.module.attention_attend(*self.arguments(), *told)
+    def run(self, out: Any, lse: Any = None, **kept: Any) -> None:
+        told = map(self.call.capsule, (out.reshape(self.full), lse))
+        saved = {name: self.call.capsule(array) for name, array in kept.items()}
+        self.call.module.attention_attend(*self.arguments(), *told, **saved)
 
 
 def attend(op: str, query: Any, key: Any, value: Any, *, return_lse: bool, out: Any, **given: Any) -> tuple[Any, Any]:
@@ -129,9 +130,9 @@ class Retrieval:
     """A number of steps of `hopfield.retrieve`."""
 
     def __init__(self, op: str, state: Any, patterns: Any, *, values: Any, steps: Any, **given: Any) -> None:
+        self.steps = _array.whole(op, "steps", steps, 1, expected="at least 1", kind="a whole number on a CUDA device")
         self.look = Look(op, state, patterns, values=values, **given)
         self.call, self.shape, self.values = self.look.call, self.look.shape, values
-        self.steps = _array.whole(op, "steps", steps, 1, expected="at least 1", kind="a whole number on a CUDA device")
         self.outside = (*self.shape, width_of(patterns if values is None else values))
 
     def arguments(self) -> tuple[Any, ...]:
