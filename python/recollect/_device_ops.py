@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -113,6 +114,12 @@ class Look:
         beta = self.call.scale("beta", self.beta, 1.0)
         return (self.call.place, *arrays, beta, self.call.capsule(self.mask), "softmax")
 
+    def at(self, state: Any) -> Look:
+        """The same at another state, of the same rows."""
+        other = copy(self)
+        other.state = state
+        return other
+
     def run(self, *told: Any) -> None:
         """Into energy, lse, largest and log_sum."""
         self.call.module.hopfield_energy(*self.arguments(), *map(self.call.capsule, told))
@@ -138,16 +145,25 @@ class Retrieval:
     def arguments(self) -> tuple[Any, ...]:
         return self.look.arguments(self.values)
 
-    def run(self, out: Any, kept: Any = ()) -> None:
-        self.call.module.hopfield_retrieve(*self.arguments(), self.steps, self.call.capsule(out), list(kept))
+    def run(self, out: Any, kept: Any = (), **told: Any) -> None:
+        told = {name: self.call.capsule(array) for name, array in told.items()}
+        self.call.module.hopfield_retrieve(*self.arguments(), self.steps, self.call.capsule(out), list(kept), **told)
 
 
-def retrieve(op: str, state: Any, patterns: Any, *, out: Any, **given: Any) -> Any:
-    """`hopfield.retrieve`."""
+def retrieve(op: str, state: Any, patterns: Any, *, out: Any, return_info: bool, **given: Any) -> tuple[Any, ...]:
+    """`hopfield.retrieve`; returns the state and, if asked for, what is told of every row."""
     read = Retrieval(op, state, patterns, **given)
-    result = read.call.output(out, read.outside, type_name(state))
-    read.run(result)
-    return result
+    call = read.call
+    result = call.output(out, read.outside, type_name(state))
+    if not return_info:
+        read.run(result)
+        return (result,)
+    energies = {"energy": call.empty(read.shape, "float32"), "lse": call.empty(read.shape, "float32")}
+    counts = {"taken": call.empty(read.shape, "int64"), "converged": call.empty(read.shape, "bool")}
+    read.run(result, **counts | (energies if read.values is not None else {}))
+    if read.values is None:  # as on the CPU, the state that came out needs one more look
+        read.look.at(result).run(*energies.values())
+    return (result, *energies.values(), *counts.values())
 
 
 def fast_weight(p: Any, out: Any, return_state: bool, out_state: Any, stream: Any) -> tuple[Any, Any]:

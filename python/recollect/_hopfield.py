@@ -239,14 +239,11 @@ def retrieve(
             "mask": mask,
             "stream": stream,
             "out": out,
+            "return_info": return_info,
         }
-        rest: dict[str, Any] = {
-            "separation": (separation, "softmax"),
-            "tol": (tol, None),
-            "return_info": (return_info, False),
-        }
-        retrieved: NDArray[Any] = _device_ops.retrieve(op, state, patterns, **options, **rest)
-        return retrieved
+        rest: dict[str, Any] = {"separation": (separation, "softmax"), "tol": (tol, None)}
+        retrieved = _device_ops.retrieve(op, state, patterns, **options, **rest)
+        return Retrieval(*retrieved) if return_info else retrieved[0]
     _device.refuse_stream(op, stream)
     ops = operands(op, state, patterns, values, beta, mask)
     count, tolerance = step_rule(op, steps, tol, ops.dtype)

@@ -99,14 +99,15 @@ std::vector<cuda::RetrievalStep> kept_steps(const Place& place, const Steps& ste
 }
 
 void retrieve(const Place& place, const In& state, const In& patterns, const In& values, const Scale& beta, const In& mask,
-              const std::string& separation, index_t steps, const Out& out, const Steps& kept) {
+              const std::string& separation, index_t steps, const Out& out, const Steps& kept, const Out& energy, const Out& lse,
+              const Out& taken, const Out& converged) {
   const In beta_array = array_of(beta);
   check_cards("hopfield.retrieve", place, named("state", state), named("patterns", patterns), named("values", values),
-              named("beta", beta_array), named("mask", mask), named("out", out));
+              named("beta", beta_array), named("mask", mask), named("out", out), named("energy", energy), named("lse", lse),
+              named("steps", taken), named("converged", converged));
   const hopfield::operands in{input(state), input(patterns), input(values), input(beta_array), input(mask)};
   const std::vector<cuda::RetrievalStep> each = kept_steps(place, kept);
-  hopfield::results to;
-  to.state = output(out);
+  const hopfield::results to{output(out), output(energy), output(lse), output(taken), output(converged), {}};
   nb::gil_scoped_release release;
   cuda::retrieve(queue(place), in, beta.first, {std::string_view(separation), steps}, to, each);
 }
@@ -200,6 +201,8 @@ nb::ndarray<nb::array_api> empty(int card, const std::vector<std::size_t>& shape
     element.bits = 16;
     if (type == "bfloat16") element.code = static_cast<std::uint8_t>(nb::dlpack::dtype_code::Bfloat);
   }
+  if (type == "int64") element = nb::dtype<std::int64_t>();
+  if (type == "bool") element = nb::dtype<bool>();
   index_t bytes = element.bits / 8;
   for (std::size_t extent : shape) bytes *= static_cast<index_t>(extent);
   void* const memory = cuda::allocate(card, std::max<index_t>(bytes, 1));  // an owner needs something to own
@@ -221,7 +224,8 @@ void bind_cuda(nb::module_& m) {
         optional("mask"_a), optional("bias"_a), "causal"_a, "separation"_a, array("largest"_a), array("log_sum"_a), array("out"_a),
         array("d_out"_a), extra("d_query"_a), extra("d_key"_a), extra("d_value"_a), extra("d_scale"_a), extra("d_bias"_a));
   m.def("hopfield_retrieve", &retrieve, "place"_a, array("state"_a), array("patterns"_a), optional("values"_a), "beta"_a,
-        optional("mask"_a), "separation"_a, "steps"_a, array("out"_a), "kept"_a = Steps());
+        optional("mask"_a), "separation"_a, "steps"_a, array("out"_a), "kept"_a = Steps(), extra("energy"_a), extra("lse"_a),
+        extra("taken"_a), extra("converged"_a));
   m.def("hopfield_retrieve_backward", &retrieve_backward, "place"_a, array("state"_a), array("patterns"_a), optional("values"_a), "beta"_a,
         optional("mask"_a), "separation"_a, "steps"_a, "kept"_a, array("out"_a), array("d_out"_a), extra("d_state"_a),
         extra("d_patterns"_a), extra("d_values"_a), extra("d_beta"_a));

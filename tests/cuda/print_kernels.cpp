@@ -5,7 +5,7 @@
 #include <cxxabi.h>
 #include <typeinfo>
 
-#include "recollect/cuda/recall_energy.hpp"
+#include "recollect/cuda/recall_moved.hpp"
 #include "recollect/cuda/recall_sum.hpp"
 #include "recollect/cuda/select.hpp"
 
@@ -41,5 +41,6 @@ int main() {
   print<cuda::RecallSquares>();
   print<cuda::RecallEnergy>();
   print<cuda::RecallEnergyDots>();
+  print<cuda::RecallMoved>();
   print<cuda::CopyNormaliser>();
 }

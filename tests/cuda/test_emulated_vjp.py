@@ -114,6 +114,21 @@ def test_energy() -> None:
     np.testing.assert_allclose(half.array, hopfield.energy(*wide(q, x), 0.7), atol=2e-2)
 
 
+@pytest.mark.parametrize("valued", [False, True])
+def test_what_is_told_of_a_retrieval(valued: bool) -> None:
+    q, x, y = draw(2, 5, 12), 3 * draw(30, 12), draw(2, 30, 7)
+    more = {"values": y} if valued else {}
+    for steps in (1, 4):
+        there = {name: OnCard(a) for name, a in more.items()}
+        got = rc.hopfield.retrieve(OnCard(q), OnCard(x), beta=0.7, steps=steps, return_info=True, **there)
+        wanted = rc.hopfield.retrieve(q, x, beta=0.7, steps=steps, return_info=True, **more)
+        for name in ("state", "energy", "lse"):
+            np.testing.assert_allclose(getattr(got, name).array, getattr(wanted, name), rtol=1e-5, atol=2e-5)
+        np.testing.assert_array_equal(got.steps.array, wanted.steps)
+        np.testing.assert_array_equal(got.converged.array, wanted.converged)
+        assert got.steps.array.dtype == np.int64 and got.converged.array.dtype == np.bool_
+
+
 def test_wrong_cotangents_get_one_sentence() -> None:
     q, k = OnCard(draw(5, 8)), OnCard(draw(20, 8))
     _, pullback = rc.vjp(rc.attention.attend, q, k, k)

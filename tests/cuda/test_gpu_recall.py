@@ -164,6 +164,18 @@ def test_energy_and_its_pullback(torch: Any, errors: Errors) -> None:
     check_all(errors, "energy", pullback(d_out), wanted, 2e-5)
 
 
+@pytest.mark.parametrize("valued", [False, True])
+def test_what_is_told_of_a_retrieval(torch: Any, errors: Errors, valued: bool) -> None:
+    q, x, y = arrays(torch, 25, (2, 50, 64), (900, 64), (900, 10))
+    more = {"values": y} if valued else {}
+    got = rc.hopfield.retrieve(q, x, beta=0.3, steps=4, return_info=True, **more)
+    here = {name: a.cpu().numpy() for name, a in more.items()}
+    wanted = rc.hopfield.retrieve(q.cpu().numpy(), x.cpu().numpy(), beta=0.3, steps=4, return_info=True, **here)
+    for name in ("state", "energy", "lse"):
+        errors.check(f"{name} of retrieve", getattr(got, name), getattr(wanted, name), 1e-5)
+    assert (got.steps == 4).all() and got.converged.dtype == torch.bool
+
+
 def test_a_stream_of_ones_own(torch: Any, errors: Errors) -> None:
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):

@@ -299,6 +299,39 @@ void test_energies(std::mt19937_64& random) {
   close(out, energies(h), 1e-5, "energy, many patterns");
 }
 
+/// Energies belong to the state that the last softmax compared; without values, `converged` to the result.
+void test_told(std::mt19937_64& random) {
+  for (const bool valued : {false, true})
+    for (const index_t steps : {1, 2, 8}) {
+      Network h = network(random);
+      h.beta_number = 2;
+      h.patterns.each([&](index_t place) { h.patterns.put(place, 2 * h.patterns.get(place)); });
+      if (valued) h.values = test::random({2, 9, 4}, random);
+      Tensor out(h.shape({3, valued ? 4 : 5})), energy(h.shape({3})), lse(h.shape({3})), taken(h.shape({3}), dtype::float64),
+          converged(h.shape({3}), dtype::boolean, 1);
+      hopfield::results to{out.out(), energy.out(), lse.out(), taken.out(), converged.out(), {}};
+      to.steps.type = dtype::int64;
+      emulator::Device device(8);
+      cuda::retrieve(device, h.in(), h.beta_number, {"softmax", steps}, to);
+      Network plain = h;
+      plain.values = {};
+      Network at = plain;
+      at.state = retrieved(plain, steps - 1);
+      close(energy, energies(at), 1e-5, "energies of a retrieval");
+      Tensor wanted = test::attend(step_of(at, at.state, false)).lse;
+      wanted.each([&](index_t place) { wanted.put(place, wanted.get(place) / h.beta_number); });
+      close(lse, wanted, 1e-5, "lse of a retrieval");
+      const index_t updates = steps - valued;
+      const Tensor from = retrieved(plain, updates - 1), now = retrieved(plain, updates);
+      for (index_t row = 0; row < 6; ++row) {
+        double moved = 0;
+        for (index_t k = 0; k < 5; ++k) moved += std::pow(now.get(5 * row + k) - from.get(5 * row + k), 2);
+        CHECK_EQUAL(converged.get(row), updates > 0 && std::sqrt(moved) <= 1e-4 ? 1 : 0);
+        CHECK_EQUAL(reinterpret_cast<const index_t*>(taken.bytes.data())[row], steps);
+      }
+    }
+}
+
 void test_errors(std::mt19937_64& random) {
   emulator::Device device;
   Network h = network(random);
@@ -323,6 +356,7 @@ int main() {
   test_biases(random);
   test_retrievals(random);
   test_energies(random);
+  test_told(random);
   test_errors(random);
   return check::report();
 }

@@ -142,7 +142,7 @@ def test_what_has_no_kernel_is_refused_by_name(op):
         ),
         (lambda: rc.hopfield.retrieve(q, k, beta=1.0, tol=1e-3), ValueError, "tol is 0.001; expected None"),
         (
-            lambda: rc.hopfield.retrieve(q, k, beta=1.0, return_info=True),
+            lambda: rc.vjp(rc.hopfield.retrieve, q, k, beta=1.0, return_info=True),
             ValueError,
             "return_info is True; expected False",
         ),

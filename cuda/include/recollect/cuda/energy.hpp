@@ -36,21 +36,13 @@ void energy(Device& device, const hopfield::operands& in, double beta, const cho
   check_output(op, "lse", out.lse, dtype::float32, p.shapes, {n});
   check_output(op, "largest", out.saved.largest, dtype::float32, p.shapes, {n});
   check_output(op, "log_sum", out.saved.log_sum, dtype::float32, p.shapes, {n});
-  EnergyArguments e;
-  e.recall = p.arguments;
-  const auto place = [&](const Array& saved) -> Operand<void> {
-    if (saved.given()) return output(p.fold, saved, batch);
-    void* const room = device.scratch(e.recall.outer * e.recall.rows * static_cast<index_t>(sizeof(float)));
-    return {dense_rows(p.fold, room, 1), dtype::float32};
-  };
-  e.recall.largest = place(out.saved.largest);
-  e.recall.log_sum = place(out.saved.log_sum);
-  forward(op, device, e.recall, {});
-  e.energy = output(p.fold, out.energy, batch);
-  e.lse = output(p.fold, out.lse, batch);
-  e.squares = static_cast<float*>(device.scratch(e.recall.outer * e.recall.patterns * static_cast<index_t>(sizeof(float))));
-  launch<RecallSquares>(op, device, e);
-  launch<RecallEnergy>(op, device, e);
+  RecallArguments a = p.arguments;
+  a.largest = output(p.fold, out.saved.largest, batch);
+  a.log_sum = output(p.fold, out.saved.log_sum, batch);
+  make_room_for_saved(device, p.fold, a);
+  forward(op, device, a, {});
+  if (out.energy.given() || out.lse.given())
+    tell_energies(op, device, a, output(p.fold, out.energy, batch), output(p.fold, out.lse, batch));
 }
 
 /// Gradients of state, patterns and beta, with what `energy` saved.

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "recollect/cuda/checks.hpp"
+#include "recollect/cuda/recall_moved.hpp"
 #include "recollect/cuda/retrieval_step.hpp"
 #include "recollect/spec/attention.hpp"
 #include "recollect/spec/hopfield.hpp"
@@ -192,11 +193,6 @@ inline void check_kept(const RetrievalProblem& p, const hopfield::operands& in, 
   }
 }
 
-/// An output as the next step's queries.
-inline Operand<const void> as_query(const RetrievalProblem& p, const Array& state) {
-  return {p.fold.template place_output<const void>(state, p.shapes.batch_rank()), state.type};
-}
-
 /// Rows of `width` numbers for all rows and outer entries, one after the other.
 template <class P>
 Placed<P> dense_rows(const Fold& fold, P* data, index_t width) {
@@ -209,54 +205,105 @@ Placed<P> dense_rows(const Fold& fold, P* data, index_t width) {
   return placed;
 }
 
+inline Operand<const void> as_query(const Operand<void>& state) {
+  return {{state.at.data, state.at.outer, state.at.row, state.at.inner}, state.type};
+}
+
+/// Where the largest score and the logarithm of the sum go when nobody else wants them.
+template <class Device>
+void make_room_for_saved(Device& device, const Fold& fold, RecallArguments& a) {
+  for (Operand<void>* saved : {&a.largest, &a.log_sum})
+    if (!saved->given())
+      *saved = {dense_rows(fold, device.scratch(a.outer * a.rows * static_cast<index_t>(sizeof(float))), 1), dtype::float32};
+}
+
+/// Energies and lse over beta of the states that were compared, from what was saved of them.
+template <class Device>
+void tell_energies(std::string_view op, Device& device, const RecallArguments& a, const Operand<void>& energy, const Operand<void>& lse) {
+  EnergyArguments e;
+  e.recall = a;
+  e.energy = energy;
+  e.lse = lse;
+  e.squares = static_cast<float*>(device.scratch(a.outer * a.patterns * static_cast<index_t>(sizeof(float))));
+  launch<RecallSquares>(op, device, e);
+  launch<RecallEnergy>(op, device, e);
+}
+
+/// The states that a retrieval went through. A step before the last reads the patterns into what is kept, or into one of two arrays of all
+/// rows and outer entries.
+template <class Device>
+class Visited {
+ public:
+  Visited(Device& device, const RetrievalProblem& p, index_t steps, std::span<const RetrievalStep> kept) : p_(p), kept_(kept) {
+    const index_t bytes = p.arguments.outer * p.arguments.rows * p.arguments.width * bytes_of(p.arguments.query.type);
+    for (int i = 0; kept.empty() && i < 2 && i + 1 < steps; ++i) states_[i] = device.scratch(bytes);
+  }
+
+  Operand<void> after(index_t step) const {
+    if (!kept_.empty()) return output(p_.fold, kept_[step].state, p_.shapes.batch_rank());
+    return {dense_rows(p_.fold, states_[step % 2], p_.arguments.width), p_.arguments.query.type};
+  }
+  Operand<const void> before(index_t step) const { return step == 0 ? p_.arguments.query : as_query(after(step - 1)); }
+
+ private:
+  const RetrievalProblem& p_;
+  std::span<const RetrievalStep> kept_;
+  void* states_[2] = {};
+};
+
 }  // namespace detail
 
-/// `steps` softmaxes, one launch after the other; states between them are of the state's type. Without `tol`, energies and counts so far.
+/// `steps` softmaxes, one launch after the other; states between them are of the state's type. `tol` ends no row on a device.
 /// `kept` is none, or room for every step.
 template <class Device>
 void retrieve(Device& device, const hopfield::operands& in, double beta, const hopfield::parameters& how, const hopfield::results& out,
               std::span<const RetrievalStep> kept = {}) {
   using namespace detail;
   constexpr std::string_view op = retrieve_op;
-  if (out.energy.given() || out.steps.given() || out.converged.given())
-    fail(status::value, op, ": a device tells states and lse alone so far");
   const ConstArray list[] = {in.state, in.patterns, in.values, in.beta, in.mask};
   const RetrievalProblem p = retrieval_problem(op, in, beta, how, hopfield::operand_shapes, list);
   const index_t n = p.shapes.extent('n');
   check_output(op, "out", out.state, in.state.type, p.shapes, {n, p.arguments.value_width});
+  check_output(op, "energy", out.energy, dtype::float32, p.shapes, {n});
   check_output(op, "lse", out.lse, dtype::float32, p.shapes, {n});
+  check_output(op, "steps", out.steps, dtype::int64, p.shapes, {n});
+  check_output(op, "converged", out.converged, dtype::boolean, p.shapes, {n});
   check_kept(p, in, how, kept, false);
-  const int batch = p.shapes.batch_rank(), width = p.arguments.width;
-  // A step before the last reads the patterns into what is kept, or into one of two arrays of all rows and outer entries.
-  void* states[2] = {};
-  const dtype type = in.state.type;
-  for (int i = 0; kept.empty() && i < 2 && i + 1 < how.steps; ++i)
-    states[i] = device.scratch(p.arguments.outer * p.arguments.rows * width * bytes_of(type));
-  const auto state_after = [&](index_t step) -> Operand<void> {
-    if (!kept.empty()) return output(p.fold, kept[step].state, batch);
-    return {dense_rows(p.fold, states[step % 2], width), type};
-  };
+  const int batch = p.shapes.batch_rank();
+  const auto place = [&](const Array& array) { return output(p.fold, array, batch); };
+  const bool tells = out.energy.given() || out.lse.given();
+  const Visited<Device> visited(device, p, how.steps, kept);
   const Bank from = bank(op, device, p.arguments);
   for (index_t step = 0; step < how.steps; ++step) {
+    const bool last = step + 1 == how.steps;
     RecallArguments a = p.arguments;
-    if (step > 0) {
-      const Operand<void> before = state_after(step - 1);
-      a.query = {{before.at.data, before.at.outer, before.at.row, before.at.inner}, before.type};
-    }
-    if (step + 1 < how.steps) {
+    a.query = visited.before(step);
+    a.out = last ? place(out.state) : visited.after(step);
+    if (!last) {
       a.value = {};
       a.value_width = a.width;
-      a.out = state_after(step);
-    } else {
-      a.out = output(p.fold, out.state, batch);
-      a.lse = output(p.fold, out.lse, batch);
     }
     if (!kept.empty()) {
-      a.largest = output(p.fold, kept[step].saved.largest, batch);
-      a.log_sum = output(p.fold, kept[step].saved.log_sum, batch);
+      a.largest = place(kept[step].saved.largest);
+      a.log_sum = place(kept[step].saved.log_sum);
     }
+    if (last && tells) make_room_for_saved(device, p.fold, a);
     forward(op, device, a, from);
+    if (last && tells) tell_energies(op, device, a, place(out.energy), place(out.lse));
   }
+  if (!out.steps.given() && !out.converged.given()) return;
+  MovedArguments moved;
+  moved.recall = p.arguments;
+  const index_t updates = in.values.given() ? how.steps - 1 : how.steps;
+  if (updates > 0) {
+    moved.before = visited.before(updates - 1);
+    moved.after = as_query(in.values.given() ? visited.after(updates - 1) : place(out.state));
+  }
+  moved.steps = place(out.steps);
+  moved.converged = place(out.converged);
+  moved.taken = how.steps;
+  moved.tol = static_cast<float>(hopfield::default_tolerance(dtype::float32));
+  launch<RecallMoved>(op, device, moved);
 }
 
 }  // namespace recollect::cuda

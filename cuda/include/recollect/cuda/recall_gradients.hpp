@@ -77,7 +77,7 @@ void retrieve_backward(Device& device, const hopfield::operands& in, double beta
                             how.steps > 1 ? pull.floats(pull.all_rows() * width) : nullptr};
   for (index_t step = how.steps - 1; step >= 0; --step) {
     const bool last = step + 1 == how.steps;
-    a.recall.query = step == 0 ? p.arguments.query : as_query(p, kept[step - 1].state);
+    a.recall.query = step == 0 ? p.arguments.query : as_query(output(p.fold, kept[step - 1].state, batch));
     a.recall.out = output(p.fold, last ? as_output(out) : kept[step].state, batch);
     a.recall.largest = output(p.fold, kept[step].saved.largest, batch);
     a.recall.log_sum = output(p.fold, kept[step].saved.log_sum, batch);
