@@ -3,9 +3,11 @@
 /// of that card; everything is queued on `stream` (a cudaStream_t; null is the default stream), and nothing waits for it.
 #pragma once
 
+#include <span>
 #include <string>
 #include <string_view>
 
+#include "recollect/cuda/retrieval_step.hpp"
 #include "recollect/math/feature_map.hpp"
 #include "recollect/spec/attention.hpp"
 #include "recollect/spec/backtracking.hpp"
@@ -37,7 +39,14 @@ void attend_top_k(const Queue& queue, const attention::operands& in, double scal
 void attend_top_k_backward(const Queue& queue, const attention::operands& in, double scale, const attention::parameters& how,
                            const ConstArray& d_out, const attention::gradients& d_in);
 void sparse_read(const Queue& queue, const backtracking::read_operands& in, const backtracking::read_results& out);
-void retrieve(const Queue& queue, const hopfield::operands& in, double beta, const hopfield::parameters& how, const hopfield::results& out);
+void retrieve(const Queue& queue, const hopfield::operands& in, double beta, const hopfield::parameters& how, const hopfield::results& out,
+              std::span<const RetrievalStep> kept = {});
+void retrieve_backward(const Queue& queue, const hopfield::operands& in, double beta, const hopfield::parameters& how,
+                       std::span<const RetrievalStep> kept, const ConstArray& out, const ConstArray& d_out,
+                       const hopfield::gradients& d_in);
+void energy(const Queue& queue, const hopfield::operands& in, double beta, const choice& separation, const hopfield::results& out);
+void energy_backward(const Queue& queue, const hopfield::operands& in, double beta, const choice& separation, const hopfield::saved& kept,
+                     const ConstArray& d_out, const hopfield::gradients& d_in);
 void fast_weight_forward(const Queue& queue, std::string_view op, const fast_weight::operands& in, double scale,
                          std::string_view feature_map, row_norm norm, const fast_weight::parameters& how, const fast_weight::results& out);
 
