@@ -133,6 +133,9 @@ def leading_axes(op: str, *operands: tuple[str, NDArray[Any] | None, int]) -> tu
         leading = array.shape[: max(array.ndim - own, 0)]
         if not leading or leading == common:
             continue
+        if not common:
+            common = leading
+            continue
         try:
             common = np.broadcast_shapes(common, leading)
         except ValueError:
@@ -156,8 +159,9 @@ def output(
         raise ValueError(f"{op}: out has shape {out.shape}; expected {shape}")
     if not out.flags.writeable:
         raise ValueError(f"{op}: out is read-only; expected an array that can be written to")
-    if any(array is not None and np.may_share_memory(out, array) for array in inputs):
-        raise ValueError(f"{op}: out shares memory with an input; expected an array of its own")
+    for array in inputs:
+        if array is not None and np.may_share_memory(out, array):
+            raise ValueError(f"{op}: out shares memory with an input; expected an array of its own")
     return out
 
 

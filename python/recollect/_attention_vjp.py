@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _array, _attention
+from . import _array, _attention, _device
 from . import _attention_operands as attention
 from ._core import core
+from ._device_vjp import attend as attend_on_device
 from ._score_blocks import Scores, attend_blocks_backward
 from ._vjp import pullback_of
 
@@ -33,12 +34,18 @@ def attend(
     top_k: Any = None,
     return_lse: bool = False,
     out: Any = None,
+    stream: Any = None,
 ) -> tuple[NDArray[Any], Callable[[Any], Any]]:
     op = "attention.attend"
     if return_lse:
         raise ValueError(f"{op}: return_lse is True; expected False in vjp, where only out has a gradient")
     if out is not None:
         raise ValueError(f"{op}: out is given; expected None in vjp, which keeps what it computes")
+    if _device.found(query, key, value):
+        options: dict[str, Any] = {"scale": scale, "causal": causal, "mask": mask, "bias": bias, "stream": stream}
+        rest = _attention.only_on_cpu(sink, score) | {"separation": separation, "top_k": top_k}
+        return attend_on_device(op, query, key, value, **options, **rest)
+    _device.refuse_stream(op, stream)
     given = attention.operands(op, query, key, value, scale, causal, mask, bias, sink, score)
     compared, back = attention.compare(op, given)
     ops, heads = attention.grouped(op, compared)

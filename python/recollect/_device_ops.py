@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from ._attention_operands import Operands, grouped, rows_shape, separated, ungro
 from ._device import Call, holds, type_name
 from ._separation import split
 
-__all__ = ["attend", "fast_weight", "retrieve"]
+__all__ = ["Look", "Reading", "Retrieval", "attend", "energy", "fast_weight", "retrieve"]
 
 
 def unsupported(op: str, **wanted: tuple[Any, Any]) -> None:
@@ -22,97 +23,155 @@ def unsupported(op: str, **wanted: tuple[Any, Any]) -> None:
             raise ValueError(f"{op}: {name} is {value!r}; expected {only!r}, the only one on a CUDA device so far")
 
 
-def attend(
-    op: str,
-    query: Any,
-    key: Any,
-    value: Any,
-    *,
-    scale: Any,
-    causal: Any,
-    mask: Any,
-    bias: Any,
-    separation: Any,
-    top_k: Any,
-    stream: Any,
-    return_lse: bool,
-    out: Any,
-    **others: tuple[Any, Any],
-) -> Any:
+class Reading:
+    """One read of `attention.attend`: its operands with heads grouped, and the shapes of what it writes."""
+
+    def __init__(
+        self,
+        op: str,
+        query: Any,
+        key: Any,
+        value: Any,
+        *,
+        scale: Any,
+        causal: Any,
+        mask: Any,
+        bias: Any,
+        separation: Any,
+        top_k: Any,
+        stream: Any,
+        **others: tuple[Any, Any],
+    ) -> None:
+        unsupported(op, **others)
+        if split(op, separation)[0] not in ("softmax", "top_k_softmax"):
+            only = "'softmax' or ('top_k_softmax', k), the only ones on a CUDA device so far"
+            raise ValueError(f"{op}: separation is {separation!r}; expected {only}")
+        self.call = Call(op, stream, {"query": query, "key": key, "value": value, "mask": mask, "bias": bias})
+        if causal not in (False, True, "top-left"):
+            raise ValueError(f"{op}: causal is {causal!r}; expected False, True or 'top-left'")
+        rule = "none" if causal is False else "top-left" if causal == "top-left" else "bottom-right"
+        factor = scale if holds(scale) else np.array(1.0)  # for its leading axes alone
+        operands = Operands(query, key, value, factor, mask, bias, None, rule, np.dtype(np.float32))
+        self.scale = scale
+        self.ops, self.heads = grouped(op, operands)
+        name, parameter = separated(op, separation, top_k, self.ops)
+        self.separation = name if name == "softmax" else (name, parameter)
+        self.shape = rows_shape(op, self.ops)
+        self.full = (*self.shape, width_of(self.ops.value))
+        self.outside = ungrouped(self.full, self.heads, 2)
+
+    def arguments(self) -> tuple[Any, ...]:
+        """What the module takes first, forward and backward; capsules can be taken once."""
+        ops, call = self.ops, self.call
+        width = ops.query.shape[-1] if ops.query.ndim else 0
+        number, own = call.scale("scale", self.scale, 1 / float(np.sqrt(width)) if width else 1.0)
+        if own is not None:
+            own = call.capsule(ops.scale)
+        arrays = map(call.capsule, (ops.query, ops.key, ops.value))
+        masks = map(call.capsule, (ops.mask, ops.bias))
+        return (call.place, *arrays, (number, own), *masks, ops.causal, self.separation)
+
+    def run(self, out: Any, lse: Any = None, **kept: Any) -> None:
+        told = map(self.call.capsule, (out.reshape(self.full), lse))
+        saved = {name: self.call.capsule(array) for name, array in kept.items()}
+        self.call.module.attention_attend(*self.arguments(), *told, **saved)
+
+
+def attend(op: str, query: Any, key: Any, value: Any, *, return_lse: bool, out: Any, **given: Any) -> tuple[Any, Any]:
     """`attention.attend`; returns out and lse (or None)."""
-    unsupported(op, **others)
-    if split(op, separation)[0] not in ("softmax", "top_k_softmax"):
-        only = "'softmax' or ('top_k_softmax', k), the only ones on a CUDA device so far"
-        raise ValueError(f"{op}: separation is {separation!r}; expected {only}")
-    call = Call(op, stream, {"query": query, "key": key, "value": value, "mask": mask, "bias": bias})
-    if causal not in (False, True, "top-left"):
-        raise ValueError(f"{op}: causal is {causal!r}; expected False, True or 'top-left'")
-    rule = "none" if causal is False else "top-left" if causal == "top-left" else "bottom-right"
-    factor = scale if holds(scale) else np.array(1.0)  # for its leading axes alone
-    ops, heads = grouped(op, Operands(query, key, value, factor, mask, bias, None, rule, np.dtype(np.float32)))
-    name, parameter = separated(op, separation, top_k, ops)
-    shape = rows_shape(op, ops)
-    full = (*shape, width_of(ops.value))
-    width = query.shape[-1] if query.ndim else 0
-    default = 1 / float(np.sqrt(width)) if width else 1.0
-    number, own = call.scale("scale", scale, default)
-    if own is not None:
-        own = call.capsule(ops.scale)
-    result = call.output(out, ungrouped(full, heads, 2), type_name(query))
-    lse = call.empty(shape, "float32") if return_lse else None
-    call.module.attention_attend(
-        call.place,
-        *map(call.capsule, (ops.query, ops.key, ops.value)),
-        (number, own),
-        call.capsule(ops.mask),
-        call.capsule(ops.bias),
-        rule,
-        name if name == "softmax" else (name, parameter),
-        call.capsule(result.reshape(full)),
-        call.capsule(lse),
-    )
-    return result, None if lse is None else lse.reshape(ungrouped(shape, heads, 1))
+    read = Reading(op, query, key, value, **given)
+    result = read.call.output(out, read.outside, type_name(query))
+    lse = read.call.empty(read.shape, "float32") if return_lse else None
+    read.run(result, lse)
+    return result, None if lse is None else lse.reshape(ungrouped(read.shape, read.heads, 1))
 
 
-def retrieve(
-    op: str,
-    state: Any,
-    patterns: Any,
-    *,
-    beta: Any,
-    values: Any,
-    steps: Any,
-    mask: Any,
-    stream: Any,
-    out: Any,
-    **others: tuple[Any, Any],
-) -> Any:
-    """`hopfield.retrieve`."""
-    unsupported(op, **others)
-    call = Call(op, stream, {"state": state, "patterns": patterns, "values": values, "mask": mask})
-    count = _array.whole(op, "steps", steps, 1, expected="at least 1", kind="a whole number on a CUDA device")
-    if beta is None:
-        raise TypeError(f"{op}: beta is None; expected a number, or an array on cuda:{call.card}")
-    leading = _array.leading_axes(
-        op,
-        ("state", state, 2),
-        ("patterns", patterns, 2),
-        ("values", values, 2),
-        ("beta", beta if holds(beta) else None, 0),
-        ("mask", mask, 2),
-    )
-    rows = state.shape[-2] if state.ndim >= 2 else 0
-    result = call.output(out, (*leading, rows, width_of(patterns if values is None else values)), type_name(state))
-    call.module.hopfield_retrieve(
-        call.place,
-        *map(call.capsule, (state, patterns, values)),
-        call.scale("beta", beta, 1.0),
-        call.capsule(mask),
-        "softmax",
-        count,
-        call.capsule(result),
-    )
-    return result
+class Look:
+    """State patterns compared with stored ones: what `hopfield.energy` and `hopfield.retrieve` begin with."""
+
+    def __init__(
+        self,
+        op: str,
+        state: Any,
+        patterns: Any,
+        *,
+        beta: Any,
+        mask: Any,
+        stream: Any,
+        values: Any = None,
+        **others: tuple[Any, Any],
+    ) -> None:
+        unsupported(op, **others)
+        self.call = Call(op, stream, {"state": state, "patterns": patterns, "values": values, "mask": mask})
+        if beta is None:
+            raise TypeError(f"{op}: beta is None; expected a number, or an array on cuda:{self.call.card}")
+        self.state, self.patterns, self.values, self.beta, self.mask = state, patterns, values, beta, mask
+        leading = _array.leading_axes(
+            op,
+            ("state", state, 2),
+            ("patterns", patterns, 2),
+            ("values", values, 2),
+            ("beta", beta if holds(beta) else None, 0),
+            ("mask", mask, 2),
+        )
+        self.shape = (*leading, state.shape[-2] if state.ndim >= 2 else 0)
+
+    def arguments(self, *more: Any) -> tuple[Any, ...]:
+        """What the module takes first; `more` are arrays beside state and patterns."""
+        arrays = map(self.call.capsule, (self.state, self.patterns, *more))
+        beta = self.call.scale("beta", self.beta, 1.0)
+        return (self.call.place, *arrays, beta, self.call.capsule(self.mask), "softmax")
+
+    def at(self, state: Any) -> Look:
+        """The same at another state, of the same rows."""
+        other = copy(self)
+        other.state = state
+        return other
+
+    def run(self, *told: Any) -> None:
+        """Into energy, lse, largest and log_sum."""
+        self.call.module.hopfield_energy(*self.arguments(), *map(self.call.capsule, told))
+
+
+def energy(op: str, state: Any, patterns: Any, **given: Any) -> Any:
+    """`hopfield.energy`."""
+    look = Look(op, state, patterns, **given)
+    out = look.call.empty(look.shape, "float32")
+    look.run(out)
+    return out
+
+
+class Retrieval:
+    """A number of steps of `hopfield.retrieve`."""
+
+    def __init__(self, op: str, state: Any, patterns: Any, *, values: Any, steps: Any, **given: Any) -> None:
+        self.steps = _array.whole(op, "steps", steps, 1, expected="at least 1", kind="a whole number on a CUDA device")
+        self.look = Look(op, state, patterns, values=values, **given)
+        self.call, self.shape, self.values = self.look.call, self.look.shape, values
+        self.outside = (*self.shape, width_of(patterns if values is None else values))
+
+    def arguments(self) -> tuple[Any, ...]:
+        return self.look.arguments(self.values)
+
+    def run(self, out: Any, kept: Any = (), **told: Any) -> None:
+        told = {name: self.call.capsule(array) for name, array in told.items()}
+        self.call.module.hopfield_retrieve(*self.arguments(), self.steps, self.call.capsule(out), list(kept), **told)
+
+
+def retrieve(op: str, state: Any, patterns: Any, *, out: Any, return_info: bool, **given: Any) -> tuple[Any, ...]:
+    """`hopfield.retrieve`; returns the state and, if asked for, what is told of every row."""
+    read = Retrieval(op, state, patterns, **given)
+    call = read.call
+    result = call.output(out, read.outside, type_name(state))
+    if not return_info:
+        read.run(result)
+        return (result,)
+    energies = {"energy": call.empty(read.shape, "float32"), "lse": call.empty(read.shape, "float32")}
+    counts = {"taken": call.empty(read.shape, "int64"), "converged": call.empty(read.shape, "bool")}
+    read.run(result, **counts | (energies if read.values is not None else {}))
+    if read.values is None:  # as on the CPU, the state that came out needs one more look
+        read.look.at(result).run(*energies.values())
+    return (result, *energies.values(), *counts.values())
 
 
 def fast_weight(p: Any, out: Any, return_state: bool, out_state: Any, stream: Any) -> tuple[Any, Any]:

@@ -16,6 +16,8 @@ Array = NDArray[Any]
 
 DEFAULT_CHUNK = 64
 NAMES = ("query", "key", "value", "beta", "a", "b", "decay", "channel_decay", "scale", "state")
+_OWN_AXES = {"beta": 1, "decay": 1, "scale": 0}  # of the others two
+_NOTHING: dict[str, Any] = dict.fromkeys(NAMES)
 
 
 class FastWeights(NamedTuple):
@@ -57,8 +59,7 @@ class Problem(NamedTuple):
 
     def operands(self) -> dict[str, Any]:
         """The arguments that every call of the core begins with."""
-        named: dict[str, Any] = {name: self.arrays.get(name) for name in NAMES}
-        return {**named, "feature_map": self.feature_map, "options": self.options()}
+        return {**_NOTHING, **self.arrays, "feature_map": self.feature_map, "options": self.options()}
 
     def options(self) -> tuple[str, str, str, bool, int]:
         return self.rule.options(self.log_decay, self.chunk)
@@ -117,8 +118,7 @@ def problem(
     else:
         V = (arrays["state"].shape[-1] if arrays["state"].ndim else 0) - behind
     V = max(V, 0)
-    own = {"beta": 1, "decay": 1, "scale": 0}
-    leading = _array.leading_axes(op, *((name, arrays.get(name), own.get(name, 2)) for name in NAMES))
+    leading = _array.leading_axes(op, *[(name, array, _OWN_AXES.get(name, 2)) for name, array in arrays.items()])
     sizes = (T, K, V)
     return Problem(
         rule, arrays, phi.choice(), log_decay is not None, size, dtype, leading, sizes, V + behind, on_device

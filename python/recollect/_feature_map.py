@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -159,7 +160,14 @@ _IDENTITY = FeatureMap("identity")
 
 
 def width(op: str, phi: FeatureMap, d: int) -> int:
+    if phi.matrix is None:
+        return _width(op, phi.name, phi.normalize, phi.nu, d)
     return int(core.feature_map_width(op, phi.choice(), d))
+
+
+@lru_cache(maxsize=256)
+def _width(op: str, name: str, normalize: str, nu: int, d: int) -> int:
+    return int(core.feature_map_width(op, (name, normalize, nu, _NO_MATRIX), d))
 
 
 def feature_map(x: ArrayLike, feature_map: str | FeatureMap, *, normalize: str | None = None) -> NDArray[Any]:

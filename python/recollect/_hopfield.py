@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import _array, _device
+from . import _array, _device, _device_ops
 from ._core import core
-from ._device_ops import retrieve as retrieve_on_device
 from ._separation import Separation, split
 
 __all__ = ["Nearest", "Retrieval", "energy", "nearest", "retrieve"]
@@ -86,6 +85,7 @@ def energy(
     beta: ArrayLike,
     separation: Separation = "softmax",
     mask: ArrayLike | None = None,
+    stream: int | None = None,
 ) -> NDArray[Any]:
     """Energy of state patterns in the modern Hopfield network that stores `patterns`.
 
@@ -110,11 +110,13 @@ def energy(
         scores z = beta X q, and E(q) = |q|^2 / 2 - Omega*(z) / beta, without further constants.
     mask : bool array, broadcast to (..., n, N), optional
         True where a state may see a pattern; N and M count those only. What no state may see can hold anything, NaN too.
+    stream : int, optional
+        The CUDA stream to queue the work on, where the arrays are on a CUDA device; see `retrieve`.
 
     Returns
     -------
     array (..., n)
-        E, in the units of a scalar product. +inf for a state that may see nothing.
+        E, in the units of a scalar product. +inf for a state that may see nothing. On a CUDA device always float32.
 
     Raises
     ------
@@ -135,6 +137,11 @@ def energy(
     array([0.087, 0.087])
     """
     op = "hopfield.energy"
+    if _device.found(state, patterns):
+        only = {"separation": (separation, "softmax")}
+        told: NDArray[Any] = _device_ops.energy(op, state, patterns, beta=beta, mask=mask, stream=stream, **only)
+        return told
+    _device.refuse_stream(op, stream)
     ops = operands(op, state, patterns, None, beta, mask)
     out = np.empty(rows_shape(op, ops), ops.dtype)
     core.hopfield_energy(ops.state, ops.patterns, ops.beta, ops.mask, *split(op, separation), out=out)
@@ -232,14 +239,11 @@ def retrieve(
             "mask": mask,
             "stream": stream,
             "out": out,
+            "return_info": return_info,
         }
-        rest: dict[str, Any] = {
-            "separation": (separation, "softmax"),
-            "tol": (tol, None),
-            "return_info": (return_info, False),
-        }
-        retrieved: NDArray[Any] = retrieve_on_device(op, state, patterns, **options, **rest)
-        return retrieved
+        rest: dict[str, Any] = {"separation": (separation, "softmax"), "tol": (tol, None)}
+        retrieved = _device_ops.retrieve(op, state, patterns, **options, **rest)
+        return Retrieval(*retrieved) if return_info else retrieved[0]
     _device.refuse_stream(op, stream)
     ops = operands(op, state, patterns, values, beta, mask)
     count, tolerance = step_rule(op, steps, tol, ops.dtype)

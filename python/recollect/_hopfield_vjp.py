@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import _array, _fixed_point
+from . import _array, _device, _device_vjp, _fixed_point
 from . import _hopfield as hopfield
 from ._core import core
 from ._separation import Separation, split
@@ -48,9 +48,13 @@ def _result(op: str, ops: hopfield.Operands, gradients: dict[str, Array]) -> Any
 
 @pullback_of(hopfield.energy)
 def energy(
-    state: Any, patterns: Any, *, beta: Any, separation: Separation = "softmax", mask: Any = None
+    state: Any, patterns: Any, *, beta: Any, separation: Separation = "softmax", mask: Any = None, stream: Any = None
 ) -> tuple[Array, Callable[[Any], Any]]:
     op = "hopfield.energy"
+    if _device.found(state, patterns):
+        only = {"separation": (separation, "softmax")}
+        return _device_vjp.energy(op, state, patterns, beta=beta, mask=mask, stream=stream, **only)
+    _device.refuse_stream(op, stream)
     ops = hopfield.operands(op, state, patterns, None, beta, mask)
     out = np.empty(hopfield.rows_shape(op, ops), ops.dtype)
     name, parameter = split(op, separation)
@@ -122,12 +126,18 @@ def retrieve(
     mask: Any = None,
     return_info: bool = False,
     out: Any = None,
+    stream: Any = None,
 ) -> tuple[Array, Callable[[Any], Any]]:
     op = _RETRIEVE
     if return_info:
         raise ValueError(f"{op}: return_info is True; expected False in vjp, where only the state has a gradient")
     if out is not None:
         raise ValueError(f"{op}: out is given; expected None in vjp, which keeps what it computes")
+    if _device.found(state, patterns, values):
+        options: dict[str, Any] = {"beta": beta, "values": values, "steps": steps, "mask": mask, "stream": stream}
+        only = {"separation": (separation, "softmax"), "tol": (tol, None)}
+        return _device_vjp.retrieve(op, state, patterns, **options, **only)
+    _device.refuse_stream(op, stream)
     ops = hopfield.operands(op, state, patterns, values, beta, mask)
     count, tolerance = hopfield.step_rule(op, steps, tol, ops.dtype)
     if steps is None:

@@ -82,13 +82,15 @@ void attend(const Place& place, const In& query, const In& key, const In& value,
 
 void attend_backward(const Place& place, const In& query, const In& key, const In& value, const Scale& scale, const In& mask,
                      const In& bias, const std::string& causal, const Separation& separation, const In& largest, const In& log_sum,
-                     const In& out, const In& d_out, const Out& d_query, const Out& d_key, const Out& d_value) {
+                     const In& out, const In& d_out, const Out& d_query, const Out& d_key, const Out& d_value, const Out& d_scale,
+                     const Out& d_bias) {
   const In scale_array = array_of(scale);
   check_cards("attention.attend", place, named("query", query), named("key", key), named("value", value), named("scale", scale_array),
               named("mask", mask), named("bias", bias), named("largest", largest), named("log_sum", log_sum), named("out", out),
-              named("d_out", d_out), named("d_query", d_query), named("d_key", d_key), named("d_value", d_value));
+              named("d_out", d_out), named("d_query", d_query), named("d_key", d_key), named("d_value", d_value), named("d_scale", d_scale),
+              named("d_bias", d_bias));
   const attention::operands in{input(query), input(key), input(value), input(scale_array), input(mask), input(bias), {}};
-  const attention::gradients to{output(d_query), output(d_key), output(d_value), {}, {}, {}, {}};
+  const attention::gradients to{output(d_query), output(d_key), output(d_value), output(d_scale), {}, output(d_bias), {}};
   const attention::saved kept{input(largest), input(log_sum)};
   const ConstArray result = input(out), cotangent = input(d_out);
   nb::gil_scoped_release release;
@@ -118,16 +120,75 @@ void sparse_read_backward(const Place& place, const In& query, const In& keys, c
   cuda::sparse_read_backward(queue(place), in, k_top, cotangent, to_query, to_keys, to_memory);
 }
 
+/// What is kept of each step of a retrieval: the state that came out of it (None for the last), largest, log_sum.
+using Steps = std::vector<std::tuple<std::optional<Out>, Out, Out>>;
+
+std::vector<cuda::RetrievalStep> kept_steps(const Place& place, const Steps& steps) {
+  std::vector<cuda::RetrievalStep> kept;
+  for (const auto& [state, largest, log_sum] : steps) {
+    const Out after = state ? *state : Out();
+    check_cards("hopfield.retrieve", place, named("kept state", after), named("largest", largest), named("log_sum", log_sum));
+    kept.push_back({output(after), {output(largest), output(log_sum)}});
+  }
+  return kept;
+}
+
 void retrieve(const Place& place, const In& state, const In& patterns, const In& values, const Scale& beta, const In& mask,
-              const std::string& separation, index_t steps, const Out& out) {
+              const std::string& separation, index_t steps, const Out& out, const Steps& kept, const Out& energy, const Out& lse,
+              const Out& taken, const Out& converged) {
   const In beta_array = array_of(beta);
   check_cards("hopfield.retrieve", place, named("state", state), named("patterns", patterns), named("values", values),
-              named("beta", beta_array), named("mask", mask), named("out", out));
+              named("beta", beta_array), named("mask", mask), named("out", out), named("energy", energy), named("lse", lse),
+              named("steps", taken), named("converged", converged));
   const hopfield::operands in{input(state), input(patterns), input(values), input(beta_array), input(mask)};
-  hopfield::results to;
-  to.state = output(out);
+  const std::vector<cuda::RetrievalStep> each = kept_steps(place, kept);
+  const hopfield::results to{output(out), output(energy), output(lse), output(taken), output(converged), {}};
   nb::gil_scoped_release release;
-  cuda::retrieve(queue(place), in, beta.first, {std::string_view(separation), steps}, to);
+  cuda::retrieve(queue(place), in, beta.first, {std::string_view(separation), steps}, to, each);
+}
+
+void retrieve_backward(const Place& place, const In& state, const In& patterns, const In& values, const Scale& beta, const In& mask,
+                       const std::string& separation, index_t steps, const Steps& kept, const In& out, const In& d_out, const Out& d_state,
+                       const Out& d_patterns, const Out& d_values, const Out& d_beta) {
+  const In beta_array = array_of(beta);
+  check_cards("hopfield.retrieve", place, named("state", state), named("patterns", patterns), named("values", values),
+              named("beta", beta_array), named("mask", mask), named("out", out), named("d_out", d_out), named("d_state", d_state),
+              named("d_patterns", d_patterns), named("d_values", d_values), named("d_beta", d_beta));
+  const hopfield::operands in{input(state), input(patterns), input(values), input(beta_array), input(mask)};
+  const hopfield::gradients to{output(d_state), output(d_patterns), output(d_values), output(d_beta), {}};
+  const std::vector<cuda::RetrievalStep> each = kept_steps(place, kept);
+  const ConstArray result = input(out), cotangent = input(d_out);
+  nb::gil_scoped_release release;
+  cuda::retrieve_backward(queue(place), in, beta.first, {std::string_view(separation), steps}, each, result, cotangent, to);
+}
+
+void energy(const Place& place, const In& state, const In& patterns, const Scale& beta, const In& mask, const std::string& separation,
+            const Out& out, const Out& lse, const Out& largest, const Out& log_sum) {
+  const In beta_array = array_of(beta);
+  check_cards("hopfield.energy", place, named("state", state), named("patterns", patterns), named("beta", beta_array), named("mask", mask),
+              named("out", out), named("lse", lse), named("largest", largest), named("log_sum", log_sum));
+  const hopfield::operands in{input(state), input(patterns), {}, input(beta_array), input(mask)};
+  hopfield::results to;
+  to.energy = output(out);
+  to.lse = output(lse);
+  to.saved = {output(largest), output(log_sum)};
+  nb::gil_scoped_release release;
+  cuda::energy(queue(place), in, beta.first, std::string_view(separation), to);
+}
+
+void energy_backward(const Place& place, const In& state, const In& patterns, const Scale& beta, const In& mask,
+                     const std::string& separation, const In& largest, const In& log_sum, const In& d_out, const Out& d_state,
+                     const Out& d_patterns, const Out& d_beta) {
+  const In beta_array = array_of(beta);
+  check_cards("hopfield.energy", place, named("state", state), named("patterns", patterns), named("beta", beta_array), named("mask", mask),
+              named("largest", largest), named("log_sum", log_sum), named("d_out", d_out), named("d_state", d_state),
+              named("d_patterns", d_patterns), named("d_beta", d_beta));
+  const hopfield::operands in{input(state), input(patterns), {}, input(beta_array), input(mask)};
+  const hopfield::gradients to{output(d_state), output(d_patterns), {}, output(d_beta), {}};
+  const hopfield::saved kept{input(largest), input(log_sum)};
+  const ConstArray cotangent = input(d_out);
+  nb::gil_scoped_release release;
+  cuda::energy_backward(queue(place), in, beta.first, std::string_view(separation), kept, cotangent, to);
 }
 
 /// (op, rule, normalisation, decays are logarithms, chunk), as the core takes them
@@ -175,7 +236,8 @@ nb::ndarray<nb::array_api> empty(int card, const std::vector<std::size_t>& shape
     element.bits = 16;
     if (type == "bfloat16") element.code = static_cast<std::uint8_t>(nb::dlpack::dtype_code::Bfloat);
   }
-  if (type == "int64") element = nb::dtype<index_t>();
+  if (type == "int64") element = nb::dtype<std::int64_t>();
+  if (type == "bool") element = nb::dtype<bool>();
   index_t bytes = element.bits / 8;
   for (std::size_t extent : shape) bytes *= static_cast<index_t>(extent);
   void* const memory = cuda::allocate(card, std::max<index_t>(bytes, 1));  // an owner needs something to own
@@ -195,13 +257,22 @@ void bind_cuda(nb::module_& m) {
         optional("bias"_a), "causal"_a, "separation"_a, array("out"_a), extra("lse"_a), extra("largest"_a), extra("log_sum"_a));
   m.def("attention_attend_backward", &attend_backward, "place"_a, array("query"_a), array("key"_a), array("value"_a), "scale"_a,
         optional("mask"_a), optional("bias"_a), "causal"_a, "separation"_a, array("largest"_a), array("log_sum"_a), array("out"_a),
-        array("d_out"_a), extra("d_query"_a), extra("d_key"_a), extra("d_value"_a));
+        array("d_out"_a), extra("d_query"_a), extra("d_key"_a), extra("d_value"_a), extra("d_scale"_a), extra("d_bias"_a));
   m.def("backtracking_sparse_read", &sparse_read, "place"_a, array("query"_a), array("keys"_a), array("memory"_a), optional("w3"_a),
         optional("lengths"_a), array("value"_a), array("indices"_a), array("weights"_a));
   m.def("backtracking_sparse_read_backward", &sparse_read_backward, "place"_a, array("query"_a), array("keys"_a), array("memory"_a),
         optional("w3"_a), optional("lengths"_a), "k_top"_a, array("d_value"_a), extra("d_query"_a), extra("d_keys"_a), extra("d_memory"_a));
   m.def("hopfield_retrieve", &retrieve, "place"_a, array("state"_a), array("patterns"_a), optional("values"_a), "beta"_a,
-        optional("mask"_a), "separation"_a, "steps"_a, array("out"_a));
+        optional("mask"_a), "separation"_a, "steps"_a, array("out"_a), "kept"_a = Steps(), extra("energy"_a), extra("lse"_a),
+        extra("taken"_a), extra("converged"_a));
+  m.def("hopfield_retrieve_backward", &retrieve_backward, "place"_a, array("state"_a), array("patterns"_a), optional("values"_a), "beta"_a,
+        optional("mask"_a), "separation"_a, "steps"_a, "kept"_a, array("out"_a), array("d_out"_a), extra("d_state"_a),
+        extra("d_patterns"_a), extra("d_values"_a), extra("d_beta"_a));
+  m.def("hopfield_energy", &energy, "place"_a, array("state"_a), array("patterns"_a), "beta"_a, optional("mask"_a), "separation"_a,
+        array("out"_a), extra("lse"_a), extra("largest"_a), extra("log_sum"_a));
+  m.def("hopfield_energy_backward", &energy_backward, "place"_a, array("state"_a), array("patterns"_a), "beta"_a, optional("mask"_a),
+        "separation"_a, array("largest"_a), array("log_sum"_a), array("d_out"_a), extra("d_state"_a), extra("d_patterns"_a),
+        extra("d_beta"_a));
   m.def("fast_weight", &fast_weight, "place"_a, optional("query"_a), optional("key"_a), optional("value"_a), optional("beta"_a),
         optional("a"_a), optional("b"_a), optional("decay"_a), optional("channel_decay"_a), "scale"_a, optional("state"_a), "feature_map"_a,
         "norm"_a, "options"_a, extra("out"_a), extra("out_state"_a));

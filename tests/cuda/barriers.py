@@ -18,6 +18,8 @@ ROOT = Path(__file__).resolve().parents[2]
 KERNELS = {
     "recall_forward": "test_recall",
     "recall_backward": "test_recall",
+    "recall_backward_bias": "test_recall_gradients",
+    "recall_sum": "test_recall_gradients",
     "recall_sm90": "test_recall_sm90",
     "fast_weight_scan": "test_fast_weight",
     "top_k_scan": "test_top_k",

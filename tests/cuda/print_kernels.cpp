@@ -5,6 +5,8 @@
 #include <cxxabi.h>
 #include <typeinfo>
 
+#include "recollect/cuda/recall_moved.hpp"
+#include "recollect/cuda/recall_sum.hpp"
 #include "recollect/cuda/select.hpp"
 #include "recollect/cuda/sparse_read.hpp"
 
@@ -30,12 +32,18 @@ int main() {
     cuda::select_forward(width, []<class Kernel>() { print<Kernel>(); });
     cuda::select_top_k(width, []<class Kernel>() { print<Kernel>(); });
     cuda::select_backward(width, []<class Rows, class Patterns>() { print<Rows>(), print<Patterns>(); });
+    cuda::select_bias(width, []<class Kernel>() { print<Kernel>(); });
     for (const bool normalised : {false, true}) cuda::select_scan(width, normalised, []<class Kernel>() { print<Kernel>(); });
   }
   print<cuda::RecallPack<64>>();
   print<cuda::RecallPack<128>>();
   print<cuda::RecallMerge>();
   print<cuda::RecallDots>();
+  print<cuda::RecallSum>();
+  print<cuda::RecallSquares>();
+  print<cuda::RecallEnergy>();
+  print<cuda::RecallEnergyDots>();
+  print<cuda::RecallMoved>();
   print<cuda::CopyNormaliser>();
   print<cuda::AdditiveTopKScan>();
   print<cuda::TopKRead>();

@@ -77,11 +77,14 @@ inline Answer attend(const Attention& a) {
 }
 
 struct Gradients {
-  Tensor query, key, value;
+  Tensor query, key, value, scale{}, bias{};
 };
 
+/// Room of zeros in the shape of an operand; a scale that is a number has the shape ().
+inline Tensor zeros(const Tensor& of) { return Tensor(of.shape, dtype::float64, 0); }
+
 inline Gradients attend_gradient(const Attention& a, const Tensor& d_out) {
-  Gradients d{Tensor(a.query.shape, dtype::float64, 0), Tensor(a.key.shape, dtype::float64, 0), Tensor(a.value.shape, dtype::float64, 0)};
+  Gradients d{zeros(a.query), zeros(a.key), zeros(a.value), zeros(a.scale), a.bias.given() ? zeros(a.bias) : Tensor()};
   each_row(a, [&](const Shape& l, index_t i, const std::vector<double>& p, double) {
     const double scale = a.scale.given() ? a.scale.at(l, {}) : a.scale_number;
     std::vector<double> d_p(p.size());
@@ -92,7 +95,11 @@ inline Gradients attend_gradient(const Attention& a, const Tensor& d_out) {
     }
     for (index_t j = 0; j < a.m(); ++j) {
       if (p[j] == 0) continue;
-      const double d_score = scale * p[j] * (d_p[j] - mean);
+      const double d_bias = p[j] * (d_p[j] - mean), d_score = scale * d_bias;
+      double product = 0;
+      for (index_t k = 0; k < a.d(); ++k) product += a.query.at(l, {i, k}) * a.key.at(l, {j, k});
+      d.scale.add(l, {}, d_bias * product);
+      if (a.bias.given()) d.bias.add(l, {i, j}, d_bias);
       for (index_t c = 0; c < a.e(); ++c) d.value.add(l, {j, c}, p[j] * d_out.at(l, {i, c}));
       for (index_t k = 0; k < a.d(); ++k) {
         d.query.add(l, {i, k}, d_score * a.key.at(l, {j, k}));

@@ -116,6 +116,66 @@ def test_retrieve(torch: Any, errors: Errors, steps: int, valued: bool) -> None:
     errors.check("retrieve", got, told[0] if isinstance(told, tuple) else told, 1e-5)
 
 
+def check_all(errors: Errors, what: str, got: Any, wanted: Any, bound: float) -> None:
+    for name in got._fields:
+        errors.check(f"d_{name} of {what}", getattr(got, name), getattr(wanted, name), bound)
+
+
+@pytest.mark.parametrize("dtype", list(BOUNDS))
+@pytest.mark.parametrize("axes", [(2, 6), (6,), (1, 1)], ids=str)
+def test_pullback_of_attend(torch: Any, errors: Errors, axes: tuple[int, ...], dtype: str) -> None:
+    """Grouped heads, a scale by head, a bias that is broadcast, an output whose gradient is asked for twice."""
+    q, k, v, bias, d_out = arrays(
+        torch, 21, (2, 6, 70, 40), (2, 2, 90, 40), (2, 2, 90, 24), (*axes, 70, 90), (2, 6, 70, 24), dtype=dtype
+    )
+    scale = torch.linspace(0.1, 0.3, 6, device="cuda")
+    _, pullback = rc.vjp(rc.attention.attend, q, k, v, scale=scale, bias=bias, causal=True)
+    given = {"scale": numbers(scale), "bias": numbers(bias), "causal": True}
+    wanted = oracle.gradients(*map(numbers, (q, k, v, d_out)), **given)
+    got, again = pullback(d_out), pullback(d_out)
+    check_all(errors, f"attend {dtype}", got, wanted, 2 * BOUNDS[dtype])
+    assert all(torch.equal(a, b) for a, b in zip(got, again, strict=True))
+
+
+@pytest.mark.parametrize("dtype", list(BOUNDS))
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("valued", [False, True])
+def test_pullback_of_retrieve(torch: Any, errors: Errors, valued: bool, steps: int, dtype: str) -> None:
+    x, q, y = arrays(torch, 22, (900, 64), (3, 50, 64), (900, 64), dtype=dtype)
+    (d_out,) = arrays(torch, 23, (3, 50, 64), dtype=dtype)
+    more = {"values": y} if valued else {}
+    out, pullback = rc.vjp(rc.hopfield.retrieve, q, x, beta=0.1, steps=steps, **more)
+    assert torch.equal(out, rc.hopfield.retrieve(q, x, beta=0.1, steps=steps, **more))
+    there = {name: numbers(a) for name, a in more.items()}
+    wanted = hopfield.retrieve_gradients(numbers(q), numbers(x), 0.1, numbers(d_out), steps=steps, **there)
+    check_all(errors, f"retrieve {dtype}", pullback(d_out), wanted, 2 * steps * BOUNDS[dtype])
+
+
+def test_energy_and_its_pullback(torch: Any, errors: Errors) -> None:
+    q, x, d_out = arrays(torch, 24, (3, 50, 64), (900, 64), (3, 50))
+    mask, beta = torch.rand((50, 900), device="cuda") < 0.5, torch.linspace(0.1, 0.3, 3, device="cuda")
+    mask[4] = False
+    out, pullback = rc.vjp(rc.hopfield.energy, q, x, beta=beta, mask=mask)
+    there = (numbers(q), numbers(x), numbers(beta))
+    seen = np.arange(50) != 4  # the other one's energy is +inf
+    errors.check("energy", out[:, seen], hopfield.energy(*there, mask=mask.cpu().numpy())[:, seen], 1e-5)
+    assert torch.isposinf(out[:, 4]).all()
+    wanted = hopfield.energy_gradients(*there, numbers(d_out), mask=mask.cpu().numpy())
+    check_all(errors, "energy", pullback(d_out), wanted, 2e-5)
+
+
+@pytest.mark.parametrize("valued", [False, True])
+def test_what_is_told_of_a_retrieval(torch: Any, errors: Errors, valued: bool) -> None:
+    q, x, y = arrays(torch, 25, (2, 50, 64), (900, 64), (900, 10))
+    more = {"values": y} if valued else {}
+    got = rc.hopfield.retrieve(q, x, beta=0.3, steps=4, return_info=True, **more)
+    here = {name: a.cpu().numpy() for name, a in more.items()}
+    wanted = rc.hopfield.retrieve(q.cpu().numpy(), x.cpu().numpy(), beta=0.3, steps=4, return_info=True, **here)
+    for name in ("state", "energy", "lse"):
+        errors.check(f"{name} of retrieve", getattr(got, name), getattr(wanted, name), 1e-5)
+    assert (got.steps == 4).all() and got.converged.dtype == torch.bool
+
+
 def test_a_stream_of_ones_own(torch: Any, errors: Errors) -> None:
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):

@@ -51,11 +51,19 @@ SUPPORTED = {
     "attention.attend": lambda: rc.attention.attend(q, k, v),
     "hopfield.retrieve": lambda: rc.hopfield.retrieve(q, k, beta=1.0),
     "backtracking.sparse_read": lambda: rc.backtracking.sparse_read(q, k, k_top=2, score="dot"),
+    "hopfield.energy": lambda: rc.hopfield.energy(q, k, beta=1.0),
     "fastweight.linear_attention": lambda: rc.fastweight.linear_attention(q, q, q),
     "fastweight.delta_rule": lambda: rc.fastweight.delta_rule(q, q, q, beta),
     "fastweight.gated_delta_rule": lambda: rc.fastweight.gated_delta_rule(q, q, q, beta, decay=beta),
     "fastweight.kimi_delta_attention": lambda: rc.fastweight.kimi_delta_attention(q, q, q, beta, decay=q),
     "fastweight.fast_weight": lambda: rc.fastweight.fast_weight(q, q, q, q, q),
+}
+
+
+GRADIENTS = {
+    "attention.attend": lambda: rc.vjp(rc.attention.attend, q, k, v),
+    "hopfield.retrieve": lambda: rc.vjp(rc.hopfield.retrieve, q, k, beta=1.0),
+    "hopfield.energy": lambda: rc.vjp(rc.hopfield.energy, q, k, beta=1.0),
 }
 
 
@@ -69,19 +77,16 @@ def no_device() -> str:
     return "CUDA does not answer: "
 
 
-@pytest.mark.parametrize("op", SUPPORTED)
-def test_without_a_device_an_op_says_what_is_missing(op):
+@pytest.mark.parametrize(("op", "call"), [*SUPPORTED.items(), *GRADIENTS.items()])
+def test_without_a_device_an_op_says_what_is_missing(op, call):
     with pytest.raises(RuntimeError) as caught:
-        SUPPORTED[op]()
+        call()
     assert str(caught.value).startswith(f"{op}: ") and ON_DEVICE in str(caught.value)
     assert no_device() in str(caught.value)
 
 
 REFUSED = {
-    "hopfield.energy": lambda: rc.hopfield.energy(q, k, beta=1.0),
     "hopfield.nearest": lambda: rc.hopfield.nearest(q, k, beta=1.0),
-    "hopfield.retrieve": lambda: rc.vjp(rc.hopfield.retrieve, q, k, beta=1.0),
-    "attention.attend": lambda: rc.vjp(rc.attention.attend, q, k, v),
     "attention.point": lambda: rc.attention.point(q, k),
     "fastweight.delta_rule": lambda: rc.vjp(rc.fastweight.delta_rule, q, q, q, beta),
     "fastweight.linear_attention": lambda: rc.fastweight.linear_attention(q, q, q, causal=False),
@@ -138,9 +143,30 @@ def test_what_has_no_kernel_is_refused_by_name(op):
         ),
         (lambda: rc.hopfield.retrieve(q, k, beta=1.0, tol=1e-3), ValueError, "tol is 0.001; expected None"),
         (
-            lambda: rc.hopfield.retrieve(q, k, beta=1.0, return_info=True),
+            lambda: rc.vjp(rc.hopfield.retrieve, q, k, beta=1.0, return_info=True),
             ValueError,
             "return_info is True; expected False",
+        ),
+        (
+            lambda: rc.vjp(rc.hopfield.retrieve, q, k, beta=1.0, steps=None),
+            TypeError,
+            "steps is None; expected a whole number on a CUDA device",
+        ),
+        (
+            lambda: rc.vjp(rc.hopfield.retrieve, q, k, beta=1.0, tol=0.1),
+            ValueError,
+            "tol is 0.1; expected None, the only one on a CUDA device",
+        ),
+        (
+            lambda: rc.vjp(rc.hopfield.energy, q, k, beta=1.0, separation="sparsemax"),
+            ValueError,
+            "separation is 'sparsemax'; expected 'softmax'",
+        ),
+        (lambda: rc.vjp(rc.attention.attend, q, k, v, sink=1.0), ValueError, "sink is 1.0; expected None"),
+        (
+            lambda: rc.vjp(rc.hopfield.energy, HERE, HERE, beta=1.0, stream=3),
+            ValueError,
+            "hopfield.energy: stream is given, but no array is on a CUDA device",
         ),
         (
             lambda: rc.hopfield.retrieve(HERE, HERE, beta=1.0, stream=3),
@@ -229,6 +255,29 @@ def test_retrieve_hands_over_what_it_got(module):
     assert name == "hopfield_retrieve" and out.shape == (2, 5, 3)
     assert args[0] == (0, 0) and args[1][2] == 1  # to DLPack the default stream is 1
     assert args[4] == (2.0, None) and args[6:8] == ("softmax", 3)
+
+
+def test_a_pullback_hands_over_what_was_kept(module):
+    query, key, scale = Fake(3, 6, 5, 4), Fake(3, 2, 7, 4), Fake(6)
+    _, pullback = rc.vjp(rc.attention.attend, query, key, key, scale=scale, bias=Fake(7), stream=99)
+    d = pullback(Fake(3, 6, 5, 4))
+    assert d._fields == ("query", "key", "value", "scale", "bias") and d.scale.shape == (6,)
+    (_, forward, _), (name, args, kwargs) = module.calls
+    assert name == "attention_attend_backward" and args[0] == (0, 99) and args[:9][5:] == forward[:9][5:]
+    assert shapes(args[9:]) == [(3, 2, 3, 5), (3, 2, 3, 5), (3, 2, 3, 5, 4), (3, 2, 3, 5, 4)]
+    assert {n: a[1] for n, a in kwargs.items()} == {
+        "d_query": (3, 2, 3, 5, 4),
+        "d_key": (3, 2, 1, 7, 4),
+        "d_value": (3, 2, 1, 7, 4),
+        "d_scale": (2, 3),
+        "d_bias": (7,),
+    }
+    _, pullback = rc.vjp(rc.hopfield.retrieve, q, k, beta=1.0, values=v, steps=2)
+    d = pullback(Fake(2, 5, 3))
+    assert d._fields == ("state", "patterns", "beta", "values") and d.beta.shape == ()
+    name, args, _ = module.calls[-1]
+    assert name == "hopfield_retrieve_backward" and args[7] == 2
+    assert [shapes(step) for step in args[8]] == [[(2, 5, 4), (2, 5), (2, 5)], [None, (2, 5), (2, 5)]]
 
 
 def test_fast_weights_hand_over_rule_map_and_state(module):

@@ -5,8 +5,9 @@
 #include "emulator_sm90.hpp"
 #include <cstdlib>
 
+#include "recollect/cuda/energy.hpp"
 #include "recollect/cuda/fast_weight.hpp"
-#include "recollect/cuda/recall.hpp"
+#include "recollect/cuda/recall_gradients.hpp"
 #include "recollect/cuda/sparse_read.hpp"
 
 namespace recollect::cuda {
@@ -50,9 +51,28 @@ void sparse_read_backward(const Queue&, const backtracking::read_operands& in, i
   sparse_read_backward(device, in, k_top, d_value, d_query, d_keys, d_memory);
 }
 
-void retrieve(const Queue&, const hopfield::operands& in, double beta, const hopfield::parameters& how, const hopfield::results& out) {
+void retrieve(const Queue&, const hopfield::operands& in, double beta, const hopfield::parameters& how, const hopfield::results& out,
+              std::span<const RetrievalStep> kept) {
   emulator::Hopper device;
-  retrieve(device, in, beta, how, out);
+  retrieve(device, in, beta, how, out, kept);
+}
+
+void retrieve_backward(const Queue&, const hopfield::operands& in, double beta, const hopfield::parameters& how,
+                       std::span<const RetrievalStep> kept, const ConstArray& out, const ConstArray& d_out,
+                       const hopfield::gradients& d_in) {
+  emulator::Hopper device;
+  retrieve_backward(device, in, beta, how, kept, out, d_out, d_in);
+}
+
+void energy(const Queue&, const hopfield::operands& in, double beta, const choice& separation, const hopfield::results& out) {
+  emulator::Hopper device;
+  energy(device, in, beta, separation, out);
+}
+
+void energy_backward(const Queue&, const hopfield::operands& in, double beta, const choice& separation, const hopfield::saved& kept,
+                     const ConstArray& d_out, const hopfield::gradients& d_in) {
+  emulator::Hopper device;
+  energy_backward(device, in, beta, separation, kept, d_out, d_in);
 }
 
 void fast_weight_forward(const Queue&, std::string_view op, const fast_weight::operands& in, double scale, std::string_view feature_map,

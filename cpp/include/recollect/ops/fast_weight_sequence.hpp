@@ -62,6 +62,7 @@ class SequenceScan {
       if (single) {
         TokenStep<T>(setting.form, c, keys_, values_, from.state, to.state, scratch).run();
       } else {
+        tokens.fill_group(count, c, rows);
         chunk.prepare(c);
         chunk.forward(c, state, spread(first + p_.chunk, [&](index_t t) {
                         tokens.fetch(t);
@@ -113,6 +114,7 @@ class SequenceScan {
       load_turned(before, turned_state);
       load_normaliser(before, normaliser);
       tokens.load(first, count, true, c, rows, normaliser);
+      tokens.fill_group(count, c, rows);
       load_written(first, count, form, tape.written, c);
       load_cotangents(first, count, form, tape.d_out, cotangents);
       chunk.prepare(c);

@@ -3,6 +3,8 @@
 /// writes; in between the block waits in the nearest cache, so that memory sees the state come once and go once.
 #pragma once
 
+#include <algorithm>
+
 #include "recollect/ops/fast_weight_group.hpp"
 #include "recollect/ops/feature_rows.hpp"
 
@@ -51,7 +53,7 @@ class TokenStep {
   template <int Packets, bool Whole>
   void columns(index_t column) const {
     P u[Packets], out[Packets], value[Packets];
-    for (int j = 0; j < Packets; ++j) u[j] = out[j] = value[j] = P(T(0));
+    for (int j = 0; j < Packets; ++j) value[j] = P(T(0));
     with_form(form_, [&]<bool Query, bool Remove, bool Gated>() {
       read<Query, Remove, Whole>(column, u, out);
       finish<Query, Remove>(column, u, out, value);
@@ -63,16 +65,22 @@ class TokenStep {
     });
   }
 
+  /// Sums and rows are the function's own, so that they stay in registers whatever the state may lie beside.
   template <bool Query, bool Remove, bool Whole, int Packets>
   void read(index_t column, P (&u)[Packets], P (&out)[Packets]) const {
-    const T* row = &from_.at(0, column);
-    for (index_t k = 0; k < keys_; ++k, row += from_.time)
+    P removed[Packets], found[Packets];
+    for (int j = 0; j < Packets; ++j) removed[j] = found[j] = P(T(0));
+    const T *row = &from_.at(0, column), *const removal = removal_, *const query = query_;
+    const index_t keys = keys_, stride = from_.time;
+    for (index_t k = 0; k < keys; ++k, row += stride)
 #pragma GCC unroll 4
       for (int j = 0; j < Packets; ++j) {
         const P now = load<Whole>(row, column, j);
-        if constexpr (Remove) u[j] = fma(P(removal_[k]), now, u[j]);
-        if constexpr (Query) out[j] = fma(P(query_[k]), now, out[j]);
+        if constexpr (Remove) removed[j] = fma(P(removal[k]), now, removed[j]);
+        if constexpr (Query) found[j] = fma(P(query[k]), now, found[j]);
       }
+    std::copy_n(removed, Packets, u);
+    std::copy_n(found, Packets, out);
   }
 
   /// What is written, and what q reads once it is.
@@ -99,15 +107,19 @@ class TokenStep {
 
   template <bool Gated, bool Erase, bool Whole, int Packets>
   void write(index_t column, const P (&u)[Packets], const P (&value)[Packets]) const {
-    const T* row = &from_.at(0, column);
+    P added[Packets], removed[Packets];
+    std::copy_n(value, Packets, added);
+    std::copy_n(u, Packets, removed);
+    const T *row = &from_.at(0, column), *const decay = c_.decay, *const key = c_.writer[0].rows, *const a = c_.writer[1].rows;
     T* to = &to_.at(0, column);
-    for (index_t k = 0; k < keys_; ++k, row += from_.time, to += to_.time)
+    const index_t keys = keys_, stride = from_.time, to_stride = to_.time;
+    for (index_t k = 0; k < keys; ++k, row += stride, to += to_stride)
 #pragma GCC unroll 4
       for (int j = 0; j < Packets; ++j) {
         P now = load<Whole>(row, column, j);
-        if constexpr (Gated) now = P(c_.decay[k]) * now;
-        now = fma(P(c_.writer[0].rows[k]), value[j], now);
-        if constexpr (Erase) now = fma(P(c_.writer[1].rows[k]), u[j], now);
+        if constexpr (Gated) now = P(decay[k]) * now;
+        now = fma(P(key[k]), added[j], now);
+        if constexpr (Erase) now = fma(P(a[k]), removed[j], now);
         store<Whole>(now, to, column, j);
       }
   }

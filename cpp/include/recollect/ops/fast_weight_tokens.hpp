@@ -77,6 +77,10 @@ class Tokens : TokenSetting<T> {
         scale_row(rows.query + here, normalised() ? scale * rows.of_output[t] : scale, rows.reader[form.query_slot()] + here);
     }
     if (normalised() && count > 0) std::copy_n(rows.normaliser + (count - 1) * wide, wide, normaliser.z);
+  }
+
+  /// Tokens that change nothing, up to a whole group.
+  void fill_group(index_t count, const ChunkRows<T>& c, const TokenRows<T>& rows) const {
     for (index_t t = count; t < (count + group - 1) / group * group; ++t) clear_token(t, c, rows);
   }
 

@@ -3,9 +3,11 @@
 /// of that card; everything is queued on `stream` (a cudaStream_t; null is the default stream), and nothing waits for it.
 #pragma once
 
+#include <span>
 #include <string>
 #include <string_view>
 
+#include "recollect/cuda/retrieval_step.hpp"
 #include "recollect/math/feature_map.hpp"
 #include "recollect/spec/attention.hpp"
 #include "recollect/spec/backtracking.hpp"
@@ -40,7 +42,14 @@ void sparse_read(const Queue& queue, const backtracking::read_operands& in, cons
 /// Where keys are memory and d_keys is left out, d_memory is of both.
 void sparse_read_backward(const Queue& queue, const backtracking::read_operands& in, index_t k_top, const ConstArray& d_value,
                           const Array& d_query, const Array& d_keys, const Array& d_memory);
-void retrieve(const Queue& queue, const hopfield::operands& in, double beta, const hopfield::parameters& how, const hopfield::results& out);
+void retrieve(const Queue& queue, const hopfield::operands& in, double beta, const hopfield::parameters& how, const hopfield::results& out,
+              std::span<const RetrievalStep> kept = {});
+void retrieve_backward(const Queue& queue, const hopfield::operands& in, double beta, const hopfield::parameters& how,
+                       std::span<const RetrievalStep> kept, const ConstArray& out, const ConstArray& d_out,
+                       const hopfield::gradients& d_in);
+void energy(const Queue& queue, const hopfield::operands& in, double beta, const choice& separation, const hopfield::results& out);
+void energy_backward(const Queue& queue, const hopfield::operands& in, double beta, const choice& separation, const hopfield::saved& kept,
+                     const ConstArray& d_out, const hopfield::gradients& d_in);
 void fast_weight_forward(const Queue& queue, std::string_view op, const fast_weight::operands& in, double scale,
                          std::string_view feature_map, row_norm norm, const fast_weight::parameters& how, const fast_weight::results& out);
 

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: BSD-3-Clause
-/// `attend`, its gradient and `retrieve` on a device: the contracts of spec/attention.hpp and spec/hopfield.hpp with softmax, float32
-/// arithmetic, and arrays of the device. A scale or beta that is one number is given as such, and only otherwise as an operand (float32).
+/// `attend` and `retrieve` on a device: the contracts of spec/attention.hpp and spec/hopfield.hpp with softmax, float32 arithmetic, and
+/// arrays of the device. A scale or beta that is one number is given as such, and only otherwise as an operand (float32).
 #pragma once
 
 #include "recollect/cuda/checks.hpp"
+#include "recollect/cuda/recall_moved.hpp"
+#include "recollect/cuda/retrieval_step.hpp"
 #include "recollect/spec/attention.hpp"
 #include "recollect/spec/hopfield.hpp"
 
@@ -152,97 +154,156 @@ void attend(Device& device, const attention::operands& in, double scale, const a
   detail::forward(detail::attend_op, device, p.arguments, detail::bank(detail::attend_op, device, p.arguments));
 }
 
-/// Gradients of query, key and value. A query or memory that is broadcast has none yet: give it the full shape.
-template <class Device>
-void attend_backward(Device& device, const attention::operands& in, double scale, const attention::parameters& how,
-                     const attention::saved& kept, const ConstArray& out, const ConstArray& d_out, const attention::gradients& d_in) {
-  using namespace detail;
-  constexpr std::string_view op = attend_op;
-  for (const auto& [argument, array] :
-       {std::pair{"out", out}, std::pair{"d_out", d_out}, std::pair{"largest", kept.largest}, std::pair{"log_sum", kept.log_sum}})
-    check_given(op, argument, array);
-  if (d_in.scale.given() || d_in.bias.given() || d_in.sink.given())
-    fail(status::value, op, ": a device has gradients of query, key and value alone so far");
-  check_gradient(op, "d_query", d_in.query, in.query, in.query.type);
-  check_gradient(op, "d_key", d_in.key, in.key, in.key.type);
-  check_gradient(op, "d_value", d_in.value, in.value, in.value.type);
-  const ConstArray list[] = {in.query, in.key, in.value, in.scale, in.mask, in.bias, in.sink, d_in.query, d_in.key, d_in.value, {}, {}, {}};
-  const AttentionProblem p = attention_problem(in, scale, how, attention::gradient_shapes, list);
-  check_results(in, p.shapes, {as_output(out), {}, {as_output(kept.largest), as_output(kept.log_sum)}});
-  check_output(op, "d_out", as_output(d_out), in.query.type, p.shapes, {p.shapes.extent('n'), p.shapes.extent('e')});
-  const int batch = p.shapes.batch_rank();
-  RecallBackwardArguments a{p.arguments, {}, nullptr, {}, {}, {}};
-  a.recall.out = output(p.fold, as_output(out), batch);
-  a.recall.largest = output(p.fold, as_output(kept.largest), batch);
-  a.recall.log_sum = output(p.fold, as_output(kept.log_sum), batch);
-  a.d_out = {p.fold.template place_output<const void>(as_output(d_out), batch), d_out.type};
-  const auto refuse = [&](const char* argument) {
-    fail(status::value, op, ": ", argument, " is that of an operand which is broadcast; a device takes gradients of full operands alone");
-  };
-  if (d_in.query.given()) {
-    a.d_query = {p.fold.place(p.shapes[7], d_in.query.data, true, 1), d_in.query.type};
-    if (!covers(p.fold.outer, a.d_query.at.outer) || !covers(p.fold.rows, a.d_query.at.row)) refuse("d_query");
-  }
-  if (d_in.key.given()) a.d_key = pattern_rows(p.fold, p.shapes[8], d_in.key.data, d_in.key.type);
-  if (d_in.key.given() && !covers(p.fold.outer, a.d_key.outer)) refuse("d_key");
-  if (d_in.value.given()) a.d_value = pattern_rows(p.fold, p.shapes[9], d_in.value.data, d_in.value.type);
-  if (d_in.value.given() && !covers(p.fold.outer, a.d_value.outer)) refuse("d_value");
-  a.dots = static_cast<float*>(device.scratch(a.recall.outer * a.recall.rows * sizeof(float)));
-  launch<RecallDots>(op, device, a);
-  select_backward(std::max(a.recall.width, a.recall.value_width), [&]<class RowsKernel, class PatternsKernel>() {
-    if (a.d_query.given()) launch<RowsKernel>(op, device, a);
-    if (a.d_key.given() || a.d_value.given()) launch<PatternsKernel>(op, device, a);
-  });
-}
+namespace detail {
 
-/// `steps` softmaxes, one launch after the other; states between them are float32, or of the state's type on tensor cores. Without `tol`,
-/// energies and counts so far.
-template <class Device>
-void retrieve(Device& device, const hopfield::operands& in, double beta, const hopfield::parameters& how, const hopfield::results& out) {
-  using namespace detail;
-  constexpr std::string_view op = "hopfield.retrieve";
+inline constexpr std::string_view retrieve_op = "hopfield.retrieve";
+
+struct RetrievalProblem {
+  Shapes shapes;
+  Fold fold;
+  RecallArguments arguments;
+};
+
+inline RetrievalProblem retrieval_problem(std::string_view op, const hopfield::operands& in, double beta, const hopfield::parameters& how,
+                                          std::span<const ShapeRow> table, std::span<const ConstArray> list) {
   const RecallOperands given{"state", "patterns", "values", "beta", in.state, in.patterns, in.values, in.beta, in.mask, 'N'};
   check_types(op, given, beta, true);
   check_softmax(op, how.separation);
   if (how.steps < 1) fail(status::value, op, ": steps is ", how.steps, "; expected at least 1");
   if (how.tol >= 0) fail(status::value, op, ": tol is given; expected None on a device, where every state takes all its steps");
-  if (out.energy.given() || out.steps.given() || out.converged.given())
-    fail(status::value, op, ": a device tells states and lse alone so far");
+  RetrievalProblem p{Shapes(op, table, list), {}, {}};
+  p.fold = Fold(p.shapes, 'n', {1, 2});
+  p.arguments = arguments(op, given, beta, p.shapes, p.fold);
+  return p;
+}
+
+/// Steps that are kept are kept all; `whole`: they have to be.
+inline void check_kept(const RetrievalProblem& p, const hopfield::operands& in, const hopfield::parameters& how,
+                       std::span<const RetrievalStep> kept, bool whole) {
+  constexpr std::string_view op = retrieve_op;
+  const index_t n = p.shapes.extent('n'), count = static_cast<index_t>(kept.size());
+  if (count != how.steps && (whole || count > 0)) fail(status::value, op, ": ", count, " steps are kept; expected ", how.steps);
+  for (const RetrievalStep& step : kept) {
+    if (&step != &kept.back()) check_given(op, "kept state", step.state);
+    check_given(op, "largest", step.saved.largest);
+    check_given(op, "log_sum", step.saved.log_sum);
+    check_output(op, "kept state", step.state, in.state.type, p.shapes, {n, p.arguments.width});
+    check_output(op, "largest", step.saved.largest, dtype::float32, p.shapes, {n});
+    check_output(op, "log_sum", step.saved.log_sum, dtype::float32, p.shapes, {n});
+  }
+}
+
+/// Rows of `width` numbers for all rows and outer entries, one after the other.
+template <class P>
+Placed<P> dense_rows(const Fold& fold, P* data, index_t width) {
+  Placed<P> placed;
+  placed.data = data;
+  placed.inner = 1;
+  index_t stride = width;
+  for (int axis = fold.rows.rank - 1; axis >= 0; stride *= fold.rows.extents[axis--]) placed.row[axis] = stride;
+  for (int axis = fold.outer.rank - 1; axis >= 0; stride *= fold.outer.extents[axis--]) placed.outer[axis] = stride;
+  return placed;
+}
+
+inline Operand<const void> as_query(const Operand<void>& state) {
+  return {{state.at.data, state.at.outer, state.at.row, state.at.inner}, state.type};
+}
+
+/// Where the largest score and the logarithm of the sum go when nobody else wants them.
+template <class Device>
+void make_room_for_saved(Device& device, const Fold& fold, RecallArguments& a) {
+  for (Operand<void>* saved : {&a.largest, &a.log_sum})
+    if (!saved->given())
+      *saved = {dense_rows(fold, device.scratch(a.outer * a.rows * static_cast<index_t>(sizeof(float))), 1), dtype::float32};
+}
+
+/// Energies and lse over beta of the states that were compared, from what was saved of them.
+template <class Device>
+void tell_energies(std::string_view op, Device& device, const RecallArguments& a, const Operand<void>& energy, const Operand<void>& lse) {
+  EnergyArguments e;
+  e.recall = a;
+  e.energy = energy;
+  e.lse = lse;
+  e.squares = static_cast<float*>(device.scratch(a.outer * a.patterns * static_cast<index_t>(sizeof(float))));
+  launch<RecallSquares>(op, device, e);
+  launch<RecallEnergy>(op, device, e);
+}
+
+/// The states that a retrieval went through. A step before the last reads the patterns into what is kept, or into one of two arrays of all
+/// rows and outer entries.
+template <class Device>
+class Visited {
+ public:
+  Visited(Device& device, const RetrievalProblem& p, index_t steps, std::span<const RetrievalStep> kept) : p_(p), kept_(kept) {
+    const index_t bytes = p.arguments.outer * p.arguments.rows * p.arguments.width * bytes_of(p.arguments.query.type);
+    for (int i = 0; kept.empty() && i < 2 && i + 1 < steps; ++i) states_[i] = device.scratch(bytes);
+  }
+
+  Operand<void> after(index_t step) const {
+    if (!kept_.empty()) return output(p_.fold, kept_[step].state, p_.shapes.batch_rank());
+    return {dense_rows(p_.fold, states_[step % 2], p_.arguments.width), p_.arguments.query.type};
+  }
+  Operand<const void> before(index_t step) const { return step == 0 ? p_.arguments.query : as_query(after(step - 1)); }
+
+ private:
+  const RetrievalProblem& p_;
+  std::span<const RetrievalStep> kept_;
+  void* states_[2] = {};
+};
+
+}  // namespace detail
+
+/// `steps` softmaxes, one launch after the other; states between them are of the state's type. `tol` ends no row on a device.
+/// `kept` is none, or room for every step.
+template <class Device>
+void retrieve(Device& device, const hopfield::operands& in, double beta, const hopfield::parameters& how, const hopfield::results& out,
+              std::span<const RetrievalStep> kept = {}) {
+  using namespace detail;
+  constexpr std::string_view op = retrieve_op;
   const ConstArray list[] = {in.state, in.patterns, in.values, in.beta, in.mask};
-  const Shapes shapes(op, hopfield::operand_shapes, list);
-  const Fold fold(shapes, 'n', {1, 2});
-  RecallArguments last = arguments(op, given, beta, shapes, fold);
-  const index_t n = shapes.extent('n');
-  check_output(op, "out", out.state, in.state.type, shapes, {n, last.value_width});
-  check_output(op, "lse", out.lse, dtype::float32, shapes, {n});
-  const int batch = shapes.batch_rank();
-  last.out = output(fold, out.state, batch);
-  last.lse = output(fold, out.lse, batch);
-  // A step before the last reads the patterns into one of two arrays of all rows and outer entries.
-  void* states[2] = {};
-  const Bank from = bank(op, device, last);
-  const dtype state_type = from.keys ? last.query.type : dtype::float32;
-  for (int i = 0; i < 2 && i + 1 < how.steps; ++i) states[i] = device.scratch(last.outer * last.rows * last.width * bytes_of(state_type));
-  const auto dense = [&](auto* data) {
-    Placed<std::remove_pointer_t<decltype(data)>> placed;
-    placed.data = data;
-    placed.inner = 1;
-    index_t stride = last.width;
-    for (int axis = fold.rows.rank - 1; axis >= 0; stride *= fold.rows.extents[axis--]) placed.row[axis] = stride;
-    for (int axis = fold.outer.rank - 1; axis >= 0; stride *= fold.outer.extents[axis--]) placed.outer[axis] = stride;
-    return placed;
-  };
+  const RetrievalProblem p = retrieval_problem(op, in, beta, how, hopfield::operand_shapes, list);
+  const index_t n = p.shapes.extent('n');
+  check_output(op, "out", out.state, in.state.type, p.shapes, {n, p.arguments.value_width});
+  check_output(op, "energy", out.energy, dtype::float32, p.shapes, {n});
+  check_output(op, "lse", out.lse, dtype::float32, p.shapes, {n});
+  check_output(op, "steps", out.steps, dtype::int64, p.shapes, {n});
+  check_output(op, "converged", out.converged, dtype::boolean, p.shapes, {n});
+  check_kept(p, in, how, kept, false);
+  const int batch = p.shapes.batch_rank();
+  const auto place = [&](const Array& array) { return output(p.fold, array, batch); };
+  const bool tells = out.energy.given() || out.lse.given();
+  const Visited<Device> visited(device, p, how.steps, kept);
+  const Bank from = bank(op, device, p.arguments);
   for (index_t step = 0; step < how.steps; ++step) {
-    RecallArguments a = last;
-    if (step > 0) a.query = {dense(static_cast<const void*>(states[(step - 1) % 2])), state_type};
-    if (step + 1 < how.steps) {
+    const bool last = step + 1 == how.steps;
+    RecallArguments a = p.arguments;
+    a.query = visited.before(step);
+    a.out = last ? place(out.state) : visited.after(step);
+    if (!last) {
       a.value = {};
       a.value_width = a.width;
-      a.lse = {};
-      a.out = {dense(states[step % 2]), state_type};
     }
+    if (!kept.empty()) {
+      a.largest = place(kept[step].saved.largest);
+      a.log_sum = place(kept[step].saved.log_sum);
+    }
+    if (last && tells) make_room_for_saved(device, p.fold, a);
     forward(op, device, a, from);
+    if (last && tells) tell_energies(op, device, a, place(out.energy), place(out.lse));
   }
+  if (!out.steps.given() && !out.converged.given()) return;
+  MovedArguments moved;
+  moved.recall = p.arguments;
+  const index_t updates = in.values.given() ? how.steps - 1 : how.steps;
+  if (updates > 0) {
+    moved.before = visited.before(updates - 1);
+    moved.after = as_query(in.values.given() ? visited.after(updates - 1) : place(out.state));
+  }
+  moved.steps = place(out.steps);
+  moved.converged = place(out.converged);
+  moved.taken = how.steps;
+  moved.tol = static_cast<float>(hopfield::default_tolerance(dtype::float32));
+  launch<RecallMoved>(op, device, moved);
 }
 
 }  // namespace recollect::cuda

@@ -87,6 +87,9 @@ struct RecallBackwardArguments {
   float* dots = nullptr;  // (outer, rows): d_out . out
   Operand<void> d_query;
   MemoryGradient d_key, d_value;
+  float* d_scales = nullptr;  // (outer, rows): what each row adds to the gradient of its scale
+  bool adds = false;          // d_key is added to what is there, which is float32
+  bool energy = false;        // of an energy; see recall_energy.hpp
 };
 
 /// Split `split` of `splits` equal parts of `tiles`: the first of its tiles; the part ends where the next begins.

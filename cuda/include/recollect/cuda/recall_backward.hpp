@@ -2,9 +2,10 @@
 /// Gradients of a recall, portable and without atomics: with p the weights, recomputed from what the forward pass saved, and g = d_out,
 ///
 ///     d_p = V g,   d_s = p (d_p - g . out),   d_query = scale K^T d_s,   d_key = scale d_s^T Q,   d_value = p^T g
+///     d_scale = sum of d_s . (Q K^T) = sum over rows of Q . (K^T d_s)
 ///
-/// One kernel owns rows and walks over patterns (d_query), another owns patterns and walks over rows (d_key, d_value), so that every sum
-/// is taken by one thread in a fixed order.
+/// One kernel owns rows and walks over patterns (d_query, d_scale), another owns patterns and walks over rows (d_key, d_value, or both
+/// in one where keys are the values), so that every sum is taken by one thread in a fixed order.
 #pragma once
 
 #include "recollect/cuda/recall_arguments.hpp"
@@ -46,7 +47,6 @@ struct RecallTiles {
   static constexpr Row row_of(const RecallBackwardArguments& arguments, index_t o, index_t r) {
     const RecallArguments& a = arguments.recall;
     Row row = cuda::row_of(a, o, r);
-    if (r >= a.rows) return row;
     const auto [at_largest, at_log_sum, d_out] = a.offsets(o, r, a.largest, a.log_sum, arguments.d_out);
     const float largest = read(a.largest.at.data, a.largest.type, at_largest);
     row.shift = largest + read(a.log_sum.at.data, a.log_sum.type, at_log_sum);
@@ -56,12 +56,14 @@ struct RecallTiles {
     return row;
   }
 
-  /// The table of some rows, and their queries and cotangents. The table before was last read before some barrier.
+  /// The table of the rows from `first` on before `end`, and their queries and cotangents. The table before was last read before some
+  /// barrier.
   template <class Thread>
-  static constexpr void load_rows(const Thread& thread, const RecallBackwardArguments& arguments, index_t o, index_t first, Row* table,
-                                  float* queries, float* cotangents) {
+  static constexpr void load_rows(const Thread& thread, const RecallBackwardArguments& arguments, index_t o, index_t first, index_t end,
+                                  Row* table, float* queries, float* cotangents) {
     const RecallArguments& a = arguments.recall;
-    if (thread.index() < T::rows) table[thread.index()] = row_of(arguments, o, first + thread.index());
+    const index_t own = first + thread.index();
+    if (thread.index() < T::rows) table[thread.index()] = own < end ? row_of(arguments, o, own) : Row{};
     thread.barrier();
     load_tile<T>(thread, a.query.at.data, a.query.type, a.query.at.inner, a.width, queries, [&](int r) { return table[r].query; });
     load_tile<T>(thread, arguments.d_out.at.data, arguments.d_out.type, arguments.d_out.at.inner, a.value_width, cotangents,
@@ -76,13 +78,15 @@ struct RecallTiles {
                         [&](int r) { return first + r < a.patterns ? begin + (first + r) * from.row : index_t(-1); });
   }
 
-  /// The weight of pattern c for a row, and the gradient of their scalar product. What has no weight has no gradient, whatever it holds.
+  /// The weight of pattern c for a row, and the gradient of its score. What has no weight has no gradient, whatever it holds.
   static constexpr void weigh(const RecallArguments& a, const Row& row, index_t c, float& product, float& d_weight) {
     const float score = score_of(a, row.sight, row.factor, product, c);
     const float weight = score == -infinity ? 0.0f : std::exp2(score - row.shift);
     product = weight;
-    d_weight = weight == 0 ? 0.0f : weight * (d_weight - row.dot) * (row.factor / log2_e);
+    d_weight = weight == 0 ? 0.0f : weight * (d_weight - row.dot);
   }
+
+  static constexpr float scale_of(const Row& row) { return row.factor / log2_e; }
 
   static constexpr int depth(int width) { return (width + 3) & ~3; }
 };
@@ -109,7 +113,7 @@ struct RecallBackwardRows {
     Row* const table = reinterpret_cast<Row*>(weights + T::weight_floats);
     typename T::Sums sums;
     clear<T>(sums);
-    Tiles::load_rows(thread, arguments, o, first_row, table, queries, cotangents);
+    Tiles::load_rows(thread, arguments, o, first_row, a.rows, table, queries, cotangents);
     const index_t last_row = first_row + T::rows < a.rows ? first_row + T::rows - 1 : a.rows - 1, end = a.limit(first_row, last_row);
     for (index_t first = 0; first < end; first += T::rows) {
       thread.barrier();
@@ -128,6 +132,8 @@ struct RecallBackwardRows {
       thread.barrier();
       add_weighted<T>(at, guarded, weights, keys, sums);
     }
+    finish(thread, arguments, at, o * a.rows + first_row, table, queries, sums);
+    if (!arguments.d_query.given()) return;
     thread.barrier();
     const index_t own = first_row + thread.index();
     if (thread.index() < T::rows && own < a.rows) table[thread.index()].out = a.offsets(o, own, arguments.d_query)[0];
@@ -135,6 +141,30 @@ struct RecallBackwardRows {
     thread.barrier();
     store_tile<T>(thread, queries, arguments.d_query.at.data, arguments.d_query.type, arguments.d_query.at.inner, a.width,
                   [&](int r) { return table[r].out; });
+  }
+
+ private:
+  /// From K^T d_s to gradients of queries and scales. A row without weights has none, whatever its query holds.
+  template <class Thread>
+  static constexpr void finish(const Thread& thread, const Arguments& arguments, Place at, index_t first, const Row* table,
+                               const float* queries, typename T::Sums& sums) {
+#pragma unroll
+    for (int i = 0; i < T::per_thread; ++i) {
+      const Row& row = table[at.y + square * i];
+      const bool weighs = row.sight.limit > 0;
+      float d_scale = 0;
+#pragma unroll
+      for (int m = 0; m < 4 * T::quads; ++m) {
+        const float query = weighs ? queries[(at.y + square * i) * T::pitch + 4 * at.x + 64 * (m / 4) + m % 4] : 0.0f;
+        d_scale = std::fma(sums[i][m], query, d_scale);
+        sums[i][m] = Tiles::scale_of(row) * (arguments.energy ? std::fma(row.dot, query, sums[i][m]) : sums[i][m]);
+      }
+      d_scale = sum_of_lanes<square>(thread, d_scale);
+      if (at.x == 0 && row.query >= 0 && arguments.d_scales) {
+        float& to = arguments.d_scales[first + at.y + square * i];
+        to = arguments.energy ? to + d_scale : d_scale;
+      }
+    }
   }
 };
 
@@ -161,12 +191,13 @@ struct RecallBackwardPatterns {
     typename T::Sums d_keys, d_values;  // with shared keys and values all goes into d_keys
     clear<T>(d_keys);
     clear<T>(d_values);
+    const bool reads = a.shared() || arguments.d_value.given();
     Tiles::load_patterns(thread, a, a.key, a.width, o, first, keys);
     if (!a.shared()) Tiles::load_patterns(thread, a, a.value, a.value_width, o, first, values);
     for (index_t first_row = 0; first_row < a.rows; first_row += T::rows) {
       const index_t last_row = first_row + T::rows < a.rows ? first_row + T::rows - 1 : a.rows - 1;
       if (a.limit(first_row, last_row) <= first) continue;  // the same for all threads
-      Tiles::load_rows(thread, arguments, o, first_row, table, queries, cotangents);
+      Tiles::load_rows(thread, arguments, o, first_row, a.rows, table, queries, cotangents);
       thread.barrier();
       typename T::Scores scores, d_scores;  // a row for each pattern
       products<T>(at, keys, queries, Tiles::depth(a.width), scores);
@@ -174,34 +205,42 @@ struct RecallBackwardPatterns {
 #pragma unroll
       for (int i = 0; i < T::per_thread; ++i)
 #pragma unroll
-        for (int j = 0; j < T::per_thread; ++j)
-          Tiles::weigh(a, table[at.x + square * j], first + at.y + square * i, scores[i][j], d_scores[i][j]);
-      put_weights<T>(at, scores, weights);
-      thread.barrier();
-      if (a.shared())
-        add_weighted<T, true>(at, weights, cotangents, d_keys);
-      else
-        add_weighted<T, true>(at, weights, cotangents, d_values);
-      thread.barrier();
+        for (int j = 0; j < T::per_thread; ++j) weigh(a, table[at.x + square * j], first + at.y + square * i, scores[i][j], d_scores[i][j]);
+      if (reads) {
+        put_weights<T>(at, scores, weights);
+        thread.barrier();
+        if (a.shared())
+          add_weighted<T, true>(at, weights, cotangents, d_keys);
+        else
+          add_weighted<T, true>(at, weights, cotangents, d_values);
+        thread.barrier();
+      }
       put_weights<T>(at, d_scores, weights);
       thread.barrier();
       add_weighted<T, true>(at, weights, queries, d_keys);
     }
     thread.barrier();
-    store(thread, a, at, arguments.d_key, a.width, o, first, d_keys, queries);
-    store(thread, a, at, arguments.d_value, a.value_width, o, first, d_values, cotangents);
+    store(thread, a, at, arguments.d_key, a.width, o, first, d_keys, queries, arguments.adds);
+    store(thread, a, at, arguments.d_value, a.value_width, o, first, d_values, cotangents, false);
   }
 
  private:
+  /// Here keys want the gradient of scalar products, not of scores.
+  static constexpr void weigh(const RecallArguments& a, const Row& row, index_t c, float& product, float& d_weight) {
+    Tiles::weigh(a, row, c, product, d_weight);
+    d_weight *= Tiles::scale_of(row);
+  }
+
   template <class Thread>
   static constexpr void store(const Thread& thread, const RecallArguments& a, Place at, const MemoryGradient& to, int width, index_t o,
-                              index_t first, const typename T::Sums& sums, float* tile) {
+                              index_t first, const typename T::Sums& sums, float* tile, bool adds) {
     if (!to.given()) return;
     put_sums<T>(at, sums, tile);
     thread.barrier();
     const index_t begin = a.outer_axes.offset(o, to.outer);
-    store_tile<T>(thread, tile, to.data, to.type, to.inner, width,
-                  [&](int r) { return first + r < a.patterns ? begin + (first + r) * to.row : index_t(-1); });
+    store_tile<T>(
+        thread, tile, to.data, to.type, to.inner, width,
+        [&](int r) { return first + r < a.patterns ? begin + (first + r) * to.row : index_t(-1); }, adds);
   }
 };
 

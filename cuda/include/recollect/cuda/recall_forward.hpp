@@ -56,6 +56,7 @@ struct RecallForward {
 #pragma unroll
         for (int m = 0; m < 4 * T::quads; ++m) sums[i][m] *= shrink;
       }
+      if (a.value_width == 0) continue;  // nothing to read: lse is all that is asked for
       put_weights<T>(at, scores, weights);
       if (!a.shared()) odd = load_memory(thread, a, a.value, a.value_width, o, tile * T::rows, memory);
       thread.barrier();

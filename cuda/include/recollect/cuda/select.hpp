@@ -5,6 +5,7 @@
 
 #include "recollect/cuda/fast_weight_scan.hpp"
 #include "recollect/cuda/recall_backward.hpp"
+#include "recollect/cuda/recall_backward_bias.hpp"
 #include "recollect/cuda/recall_forward.hpp"
 #include "recollect/cuda/recall_sm90.hpp"
 #include "recollect/cuda/top_k_scan.hpp"
@@ -63,6 +64,14 @@ void select_top_k(int width, Run&& run) {
 
 /// The one for an additive score, whose products are hyperbolic tangents.
 using AdditiveTopKScan = TopKScan<Tile<256, 1>, true>;
+
+/// run<Kernel>() for the gradient of a bias.
+template <class Run>
+void select_bias(int width, Run&& run) {
+  if (width <= 64) return run.template operator()<RecallBackwardBias<Tile<64, 2>>>();
+  if (width <= 128) return run.template operator()<RecallBackwardBias<Tile<128, 2>>>();
+  run.template operator()<RecallBackwardBias<Tile<256, 1>>>();
+}
 
 /// run<Kernel>() with the scan for K = `keys` key channels.
 template <class Run>

@@ -215,7 +215,7 @@ void sparse_read(Device& device, const backtracking::read_operands& in, const ba
   launch<SparseRead>(op, device, {p.top, place(out.indices), place(out.weights), place(out.threshold), place(out.total)});
 }
 
-/// Gradients of query, keys and memory, which are given in full, for a score that is a scalar product. Where keys are memory, the same
+/// Gradients of query, keys and memory for a score that is a scalar product. Where keys are memory, the same
 /// numbers, and d_keys is left out, d_memory is of both. The selection is made again. What has no weight gets zeros.
 template <class Device>
 void sparse_read_backward(Device& device, const backtracking::read_operands& in, index_t k_top, const ConstArray& d_value,
@@ -231,22 +231,17 @@ void sparse_read_backward(Device& device, const backtracking::read_operands& in,
   check_output(op, "d_value", as_output(d_value), in.query.type, p.shapes, {p.shapes.extent('n'), p.shapes.extent('d')});
   TopKBackwardArguments a;
   a.d_out = {p.fold.template place_output<const void>(as_output(d_value), p.shapes.batch_rank()), d_value.type};
-  if (d_query.given()) {
-    a.d_query = {p.fold.place(p.shapes[5], d_query.data, true, 1), d_query.type};
-    check_full(op, "d_query", covers(p.fold.outer, a.d_query.at.outer) && covers(p.fold.rows, a.d_query.at.row));
-  }
-  const auto memory_gradient = [&](const char* argument, int operand, const Array& to) {
-    const MemoryGradient gradient = pattern_rows(p.fold, p.shapes[operand], to.data, to.type);
-    check_full(op, argument, !to.given() || covers(p.fold.outer, gradient.outer));
-    return gradient;
-  };
-  const MemoryGradient of_memory = memory_gradient("d_memory", 7, d_memory);
+  RecallPullback<Device> pull(op, device, p.fold, p.top.recall);
+  a.d_query = pull.rows({d_query, p.shapes[5]}, p.top.recall.width);
+  const MemoryGradient of_keys = pull.memory({d_keys, p.shapes[6]}, p.top.recall.width, false);
+  const MemoryGradient of_memory = pull.memory({d_memory, p.shapes[7]}, p.top.recall.value_width, false);
   a.joined = in.keys.data == in.memory.data && !d_keys.given() && d_memory.given();
-  a.d_key = a.joined ? of_memory : memory_gradient("d_keys", 6, d_keys);
+  a.d_key = a.joined ? of_memory : of_keys;
   if (!a.joined) a.d_value = of_memory;
   scan(op, device, p);
   a.top = p.top;
   backward<SparseChoice>(op, device, a);
+  pull.finish();
 }
 
 }  // namespace recollect::cuda

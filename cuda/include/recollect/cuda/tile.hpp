@@ -122,14 +122,17 @@ constexpr void put_sums(Place at, const typename T::Sums& sums, float* tile) {
       for (int n = 0; n < 4; ++n) tile[(at.y + square * i) * T::pitch + 4 * at.x + 64 * m + n] = sums[i][4 * m + n];
 }
 
-/// A tile into rows of memory; see load_tile.
+/// A tile into rows of memory, or added to them; see load_tile.
 template <class T, class Thread, class OffsetOf>
-constexpr void store_tile(const Thread& thread, const float* tile, void* data, dtype type, index_t inner, int width, OffsetOf&& offset_of) {
+constexpr void store_tile(const Thread& thread, const float* tile, void* data, dtype type, index_t inner, int width, OffsetOf&& offset_of,
+                          bool adds = false) {
   visit_stored(type, [&]<class Stored>() {
     for (int i = thread.index(); i < T::rows * T::width; i += T::threads) {
       const int r = i / T::width, k = i % T::width;
       const index_t offset = offset_of(r);
-      if (offset >= 0 && k < width) write<Stored>(data, offset + k * inner, tile[r * T::pitch + k]);
+      if (offset < 0 || k >= width) continue;
+      const float before = adds ? read<Stored>(data, offset + k * inner) : 0.0f;
+      write<Stored>(data, offset + k * inner, before + tile[r * T::pitch + k]);
     }
   });
 }

@@ -3,7 +3,7 @@
 /// in recall.hpp.
 #pragma once
 
-#include "recollect/cuda/recall.hpp"
+#include "recollect/cuda/recall_pullback.hpp"
 #include "recollect/cuda/top_k_backward.hpp"
 #include "recollect/math/separation.hpp"
 
@@ -35,11 +35,6 @@ void scan(std::string_view op, Device& device, TopKArguments& top) {
 template <class Device>
 void scan_products(std::string_view op, Device& device, TopKArguments& top) {
   select_top_k(top.recall.width, [&]<class Kernel>() { scan<Kernel>(op, device, top); });
-}
-
-inline void check_full(std::string_view op, const char* argument, bool full) {
-  if (full) return;
-  fail(status::value, op, ": ", argument, " is that of an operand which is broadcast; a device takes gradients of full operands alone");
 }
 
 /// What comes after the scan.
@@ -80,36 +75,36 @@ void attend_top_k(Device& device, const attention::operands& in, double scale, c
   launch<TopKRead>(op, device, top);
 }
 
-/// Gradients of query, key and value. The selection is made again, so nothing has to be kept of the forward pass. A query or memory that is
-/// broadcast has none yet: give it the full shape.
+/// Gradients of query, key, value and scale. The selection is made again, so nothing has to be kept of the forward pass.
 template <class Device>
 void attend_top_k_backward(Device& device, const attention::operands& in, double scale, const attention::parameters& how,
                            const ConstArray& d_out, const attention::gradients& d_in) {
   using namespace detail;
   constexpr std::string_view op = attend_op;
   check_given(op, "d_out", d_out);
-  if (d_in.scale.given() || d_in.bias.given() || d_in.sink.given())
-    fail(status::value, op, ": a device has gradients of query, key and value alone so far");
+  if (d_in.bias.given() || d_in.sink.given())
+    fail(status::value, op, ": a device has gradients of query, key, value and scale alone with top_k so far");
   check_gradient(op, "d_query", d_in.query, in.query, in.query.type);
   check_gradient(op, "d_key", d_in.key, in.key, in.key.type);
   check_gradient(op, "d_value", d_in.value, in.value, in.value.type);
-  const ConstArray list[] = {in.query, in.key, in.value, in.scale, in.mask, in.bias, in.sink, d_in.query, d_in.key, d_in.value, {}, {}, {}};
+  check_scale_gradient(op, "d_scale", d_in.scale, in.scale);
+  const ConstArray list[] = {in.query,   in.key,   in.value,   in.scale,   in.mask, in.bias, in.sink,
+                             d_in.query, d_in.key, d_in.value, d_in.scale, {},      {}};
   const AttentionProblem p = attention_problem(in, scale, {how.causal}, attention::gradient_shapes, list);
   check_output(op, "d_out", as_output(d_out), in.query.type, p.shapes, {p.shapes.extent('n'), p.shapes.extent('e')});
   const index_t k = selected_keys(op, how.separation, p.arguments.patterns);
   TopKBackwardArguments a;
   a.top = top_k_arguments(op, p.arguments, "key", k, "top_k");
   a.d_out = {p.fold.template place_output<const void>(as_output(d_out), p.shapes.batch_rank()), d_out.type};
-  if (d_in.query.given()) {
-    a.d_query = {p.fold.place(p.shapes[7], d_in.query.data, true, 1), d_in.query.type};
-    check_full(op, "d_query", covers(p.fold.outer, a.d_query.at.outer) && covers(p.fold.rows, a.d_query.at.row));
-  }
-  if (d_in.key.given()) a.d_key = pattern_rows(p.fold, p.shapes[8], d_in.key.data, d_in.key.type);
-  check_full(op, "d_key", !d_in.key.given() || covers(p.fold.outer, a.d_key.outer));
-  if (d_in.value.given()) a.d_value = pattern_rows(p.fold, p.shapes[9], d_in.value.data, d_in.value.type);
-  check_full(op, "d_value", !d_in.value.given() || covers(p.fold.outer, a.d_value.outer));
+  enum { d_query = 7, d_key, d_value, d_scale };
+  RecallPullback<Device> pull(op, device, p.fold, p.arguments);
+  a.d_query = pull.rows({d_in.query, p.shapes[d_query]}, p.arguments.width);
+  a.d_key = pull.memory({d_in.key, p.shapes[d_key]}, p.arguments.width, false);
+  a.d_value = pull.memory({d_in.value, p.shapes[d_value]}, p.arguments.value_width, false);
+  a.d_scales = pull.scales({d_in.scale, p.shapes[d_scale]}, 1);
   scan_products(op, device, a.top);
   backward<SoftmaxChoice>(op, device, a);
+  pull.finish();
 }
 
 }  // namespace recollect::cuda

@@ -23,6 +23,7 @@ struct TopKBackwardArguments {
   Operand<const void> d_out;
   Operand<void> d_query;
   MemoryGradient d_key, d_value;
+  float* d_scales = nullptr;     // (outer, rows): what each row adds to the gradient of its scale
   bool joined = false;           // keys are the values: d_key takes both sums
   Selected* selected = nullptr;  // (outer, rows, k)
 };
@@ -75,10 +76,15 @@ struct TopKBackwardRows {
         const float weight = choice.weights.own[j], d_score = d_scores.own[j];
         arguments.selected[row * k + place] = {weight == 0 && d_score == 0 ? -1 : index_of_rank(choice.list.own[j]), weight, d_score};
       }
-    if (!arguments.d_query.given()) return;
+    if (!arguments.d_query.given() && !arguments.d_scales) return;
+    const LaneRow sums = weighted_rows(thread, arguments.top, a.key, a.width, o, k, choice.list, d_scores);
+    if (arguments.d_scales) {
+      const LaneRow query = LaneRow::load(lane, a.width, a.query.at.data, a.query.type, a.offsets(o, r, a.query)[0], a.query.at.inner);
+      const float product = sum_of_lanes<warp_size>(thread, query.dot(lane, a.width, sums));
+      if (lane == 0) arguments.d_scales[row] = product;
+    }
     const Operand<void>& to = arguments.d_query;
-    weighted_rows(thread, arguments.top, a.key, a.width, o, k, choice.list, d_scores)
-        .store(lane, a.width, to.at.data, to.type, a.offsets(o, r, to)[0], to.at.inner, row_of(a, o, r).factor / log2_e);
+    if (to.given()) sums.store(lane, a.width, to.at.data, to.type, a.offsets(o, r, to)[0], to.at.inner, row_of(a, o, r).factor / log2_e);
   }
 
  private:

@@ -78,6 +78,13 @@ struct LaneRow {
     return row;
   }
 
+  /// This lane's part of a scalar product.
+  constexpr float dot(int lane, int width, const LaneRow& other) const {
+    float sum = 0;
+    each(lane, width, [&](int m, int) { sum = std::fma(own[m], other.own[m], sum); });
+    return sum;
+  }
+
   constexpr void store(int lane, int width, void* data, dtype type, index_t begin, index_t inner, float factor = 1) const {
     visit_stored(
         type, [&]<class Stored>() { each(lane, width, [&](int m, int c) { write<Stored>(data, begin + c * inner, factor * own[m]); }); });
