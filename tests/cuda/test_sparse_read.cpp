@@ -233,6 +233,8 @@ void test_gradients(std::mt19937_64& random) {
   p.leading = {3};
   for (Tensor* t : {&p.query, &p.keys, &p.memory}) *t = test::random({3, t->shape[0], t->shape[1]}, random);
   check_backward(p, random, false, "gradients with lengths", {40, 3, 0});
+  p.query = test::random({1, 4, 12}, random);
+  check_backward(p, random, false, "gradients of a query for all", {40, 3, 7});
 }
 
 /// Equal scores: the first; all that are kept tie with the threshold: uniform.
