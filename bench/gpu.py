@@ -193,7 +193,10 @@ def attention_gradient(torch: Any, rc: Any, heads: int, n: int, d: int, dtype: s
         wanted = torch.autograd.grad(out, one, d_out[0, 0].double())
         return max(relative(got[0, 0], there) for got, there in zip(ours(), wanted, strict=True))
 
-    names = ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION")
+    peers: dict[str, Callable[[int], Any]] = {}
+    for name in ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION"):
+        backend = getattr(SDPBackend, name)
+        peers[f"SDPA {name}"] = lambda _, b=backend: theirs(b, q, k, v)
     return Case(
         f"attend and its gradient {dtype}",
         f"H={heads} n={n} d={d}",
@@ -203,7 +206,7 @@ def attention_gradient(torch: Any, rc: Any, heads: int, n: int, d: int, dtype: s
         error,
         2e-5 if dtype == "float32" else 2e-2,
         ours,
-        {f"SDPA {name}": lambda _, b=getattr(SDPBackend, name): theirs(b, q, k, v) for name in names},
+        peers,
     )
 
 
