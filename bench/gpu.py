@@ -171,6 +171,45 @@ def attention(torch: Any, rc: Any, n: int, m: int, d: int, dtype: str) -> Case:
     )
 
 
+def attention_gradient(torch: Any, rc: Any, heads: int, n: int, d: int, dtype: str) -> Case:
+    """Forward and backward together; 2 and 5 products of n x n x d."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    kind, scale = getattr(torch, dtype), 1 / math.sqrt(d)
+    q, k, v, d_out = (torch.randn((1, heads, n, d), device="cuda").to(kind) for _ in range(4))
+
+    def ours(_: int = 0) -> Any:
+        return rc.vjp(rc.attention.attend, q, k, v)[1](d_out)
+
+    def theirs(backend: Any, *given: Any) -> Any:
+        given = tuple(a.detach().requires_grad_() for a in given)
+        with sdpa_kernel(backend):
+            out = torch.nn.functional.scaled_dot_product_attention(*given)
+            return torch.autograd.grad(out, given, d_out)
+
+    def error() -> float:
+        one = [a[0, 0].double().requires_grad_() for a in (q, k, v)]
+        out = recalled(torch, *one, scale)
+        wanted = torch.autograd.grad(out, one, d_out[0, 0].double())
+        return max(relative(got[0, 0], there) for got, there in zip(ours(), wanted, strict=True))
+
+    peers: dict[str, Callable[[int], Any]] = {}
+    for name in ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION"):
+        backend = getattr(SDPBackend, name)
+        peers[f"SDPA {name}"] = lambda _, b=backend: theirs(b, q, k, v)
+    return Case(
+        f"attend and its gradient {dtype}",
+        f"H={heads} n={n} d={d}",
+        14.0 * heads * n * n * d,
+        8.0 * heads * n * d * torch.finfo(kind).bits / 8,
+        1,
+        error,
+        2e-5 if dtype == "float32" else 2e-2,
+        ours,
+        peers,
+    )
+
+
 def delta_rule(torch: Any, rc: Any, B: int, T: int, H: int, d: int, dtype: str) -> Case:
     """T of 1 is a step of decoding: the state is updated in place."""
     kind = getattr(torch, dtype)
@@ -224,6 +263,8 @@ def cases(torch: Any, rc: Any) -> Iterator[Callable[[], Case]]:
     yield lambda: retrieval(torch, rc, 64, 10_000_000, 128, "bfloat16")
     yield lambda: retrieval(torch, rc, 4096, 65536, 64, "float32")
     yield lambda: attention(torch, rc, 16384, 16384, 128, "float16")
+    yield lambda: attention_gradient(torch, rc, 16, 4096, 64, "float32")
+    yield lambda: attention_gradient(torch, rc, 16, 4096, 128, "bfloat16")
     yield lambda: delta_rule(torch, rc, 64, 1, 16, 128, "float32")
     yield lambda: delta_rule(torch, rc, 8, 4096, 16, 128, "float32")
 

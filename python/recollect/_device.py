@@ -84,7 +84,8 @@ class Call:
             return
         if getattr(value, "requires_grad", False):
             raise TypeError(
-                f"{self.op}: {name} is a tensor that requires grad, and its graph would be lost here; pass a detached tensor"
+                f"{self.op}: {name} is a tensor that requires grad, and its graph would be lost here; pass a detached tensor "
+                "and take gradients with recollect.vjp"
             )
         if not holds(value):
             kind = type(value).__name__

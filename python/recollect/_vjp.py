@@ -50,7 +50,9 @@ def vjp(op: Callable[..., Any], /, *args: Any, **kwargs: Any) -> tuple[Any, Call
     pullback : function
         Takes d_out of the shape of `out` (a tuple where a state is returned too) and returns a named tuple with one field for each differentiable argument that was given,
         in the signature's order, of that argument's own shape: what was broadcast is summed. A score with parameters comes back as one
-        of the same kind that holds their gradients. It may be called more than once.
+        of the same kind that holds their gradients. It may be called more than once. For arrays of a CUDA device (attend, retrieve
+        and energy) it takes d_out there, of the type of `out`, and works on the same stream; gradients are of their operand's type,
+        those of scale and beta float32.
 
     Raises
     ------

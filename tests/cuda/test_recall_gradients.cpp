@@ -78,21 +78,20 @@ void test_broadcasts(std::mt19937_64& random) {
 }
 
 void test_biases(std::mt19937_64& random) {
-  const Shape shapes[] = {{2, 3, 35, 40}, {3, 35, 40}, {3, 1, 40}, {40}, {2, 1, 1, 40}, {2, 3, 35, 1}, {1}, {35, 40}};
-  for (const bool grouped : {false, true}) {
-    for (const Shape& shape : shapes) {
-      Attention a;
-      a.leading = {2, 3};
-      a.query = test::random({2, 3, 35, 6}, random);
-      a.key = test::random({2, grouped ? 1 : 3, 40, 6}, random);
-      a.value = test::random({2, grouped ? 1 : 3, 40, 4}, random);
-      a.scale_number = 0.4;
-      a.causal = shape.size() % 3;
-      a.bias = test::random(shape, random);
-      if (a.m() == shape.back()) a.bias.put(a.bias.place({7}), -test::inf);
-      check_attend(a, random, "bias with " + check::shown(shape.size()) + " axes" + (grouped ? ", groups" : ""));
-    }
-  }
+  const auto check = [&](const Shape& shape, bool grouped) {
+    Attention a;
+    a.leading = {2, 3};
+    a.query = test::random({2, 3, 35, 6}, random);
+    a.key = test::random({2, grouped ? 1 : 3, 40, 6}, random);
+    a.value = test::random({2, grouped ? 1 : 3, 40, 4}, random);
+    a.scale_number = 0.4;
+    a.causal = static_cast<int>(shape.size() % 3);
+    a.bias = test::random(shape, random);
+    if (a.m() == shape.back()) a.bias.put(a.bias.place({7}), -test::inf);
+    check_attend(a, random, "bias with " + check::shown(shape.size()) + " axes" + (grouped ? ", groups" : ""));
+  };
+  for (const Shape& shape : {Shape{2, 3, 35, 40}, Shape{3, 1, 40}, Shape{40}, Shape{2, 3, 35, 1}}) check(shape, false);
+  for (const Shape& shape : {Shape{3, 35, 40}, Shape{2, 1, 1, 40}, Shape{35, 40}, Shape{1}}) check(shape, true);
   for (const index_t width : {100, 200}) {
     Attention a;
     a.query = test::random({3, width}, random, dtype::float16);

@@ -25,6 +25,7 @@ Kept retrieve(const Attention& a, std::uint64_t seed, index_t steps) {
   to.state = kept.out.out();
   to.lse = kept.lse.out();
   cuda::retrieve(device, {a.query.in(), a.key.in(), {}, a.scale.in(), {}}, a.scale_number, {"softmax", steps}, to);
+  kept.lse.each([&](index_t place) { kept.lse.put(place, kept.lse.get(place) * a.scale_number); });  // from over beta to attention's
   kept.launches = device.launches;
   return kept;
 }

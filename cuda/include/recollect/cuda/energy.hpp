@@ -39,10 +39,10 @@ void energy(Device& device, const hopfield::operands& in, double beta, const cho
   RecallArguments a = p.arguments;
   a.largest = output(p.fold, out.saved.largest, batch);
   a.log_sum = output(p.fold, out.saved.log_sum, batch);
+  a.lse = output(p.fold, out.lse, batch);
   make_room_for_saved(device, p.fold, a);
   forward(op, device, a, {});
-  if (out.energy.given() || out.lse.given())
-    tell_energies(op, device, a, output(p.fold, out.energy, batch), output(p.fold, out.lse, batch));
+  if (out.energy.given()) tell_energies(op, device, a, output(p.fold, out.energy, batch));
 }
 
 /// Gradients of state, patterns and beta, with what `energy` saved.

@@ -174,6 +174,7 @@ inline RetrievalProblem retrieval_problem(std::string_view op, const hopfield::o
   RetrievalProblem p{Shapes(op, table, list), {}, {}};
   p.fold = Fold(p.shapes, 'n', {1, 2});
   p.arguments = arguments(op, given, beta, p.shapes, p.fold);
+  p.arguments.lse_over_scale = true;
   return p;
 }
 
@@ -217,13 +218,12 @@ void make_room_for_saved(Device& device, const Fold& fold, RecallArguments& a) {
       *saved = {dense_rows(fold, device.scratch(a.outer * a.rows * static_cast<index_t>(sizeof(float))), 1), dtype::float32};
 }
 
-/// Energies and lse over beta of the states that were compared, from what was saved of them.
+/// Energies of the states that were compared, from what was saved of them.
 template <class Device>
-void tell_energies(std::string_view op, Device& device, const RecallArguments& a, const Operand<void>& energy, const Operand<void>& lse) {
+void tell_energies(std::string_view op, Device& device, const RecallArguments& a, const Operand<void>& energy) {
   EnergyArguments e;
   e.recall = a;
   e.energy = energy;
-  e.lse = lse;
   e.squares = static_cast<float*>(device.scratch(a.outer * a.patterns * static_cast<index_t>(sizeof(float))));
   launch<RecallSquares>(op, device, e);
   launch<RecallEnergy>(op, device, e);
@@ -271,7 +271,6 @@ void retrieve(Device& device, const hopfield::operands& in, double beta, const h
   check_kept(p, in, how, kept, false);
   const int batch = p.shapes.batch_rank();
   const auto place = [&](const Array& array) { return output(p.fold, array, batch); };
-  const bool tells = out.energy.given() || out.lse.given();
   const Visited<Device> visited(device, p, how.steps, kept);
   const Bank from = bank(op, device, p.arguments);
   for (index_t step = 0; step < how.steps; ++step) {
@@ -279,7 +278,9 @@ void retrieve(Device& device, const hopfield::operands& in, double beta, const h
     RecallArguments a = p.arguments;
     a.query = visited.before(step);
     a.out = last ? place(out.state) : visited.after(step);
-    if (!last) {
+    if (last) {
+      a.lse = place(out.lse);
+    } else {
       a.value = {};
       a.value_width = a.width;
     }
@@ -287,9 +288,10 @@ void retrieve(Device& device, const hopfield::operands& in, double beta, const h
       a.largest = place(kept[step].saved.largest);
       a.log_sum = place(kept[step].saved.log_sum);
     }
-    if (last && tells) make_room_for_saved(device, p.fold, a);
+    const bool tells = last && out.energy.given();
+    if (tells) make_room_for_saved(device, p.fold, a);
     forward(op, device, a, from);
-    if (last && tells) tell_energies(op, device, a, place(out.energy), place(out.lse));
+    if (tells) tell_energies(op, device, a, place(out.energy));
   }
   if (!out.steps.given() && !out.converged.given()) return;
   MovedArguments moved;

@@ -46,7 +46,8 @@ struct RecallArguments {
   Axes outer_axes, row_axes;
   index_t outer = 0, rows = 0, patterns = 0, splits = 1;
   int width = 0, value_width = 0;
-  float scale_number = 1;  // where no scale is given
+  float scale_number = 1;       // where no scale is given
+  bool lse_over_scale = false;  // as energies have it
   detail::Causal causal;
   Operand<const void> query, mask, bias, scale;
   Memory key, value;  // no value: the keys are read
@@ -55,6 +56,8 @@ struct RecallArguments {
   float *partial_sums = nullptr, *partial_states = nullptr;
 
   constexpr bool shared() const { return !value.given(); }
+
+  constexpr float scale_at(index_t place) const { return scale.given() ? read(scale.at.data, scale.type, place) : scale_number; }
 
   constexpr index_t place_of(index_t r) const { return r % row_axes.extents[row_axes.rank - 1]; }
 
@@ -128,7 +131,7 @@ constexpr Row row_of(const RecallArguments& a, index_t o, index_t r) {
   const auto [query, mask, bias, scale] = a.offsets(o, r, a.query, a.mask, a.bias, a.scale);
   row.sight = {a.mask.given() ? mask : -1, a.bias.given() ? bias : -1, a.limit(r, r)};
   row.query = query;
-  row.factor = (a.scale.given() ? read(a.scale.at.data, a.scale.type, scale) : a.scale_number) * log2_e;
+  row.factor = a.scale_at(scale) * log2_e;
   return row;
 }
 

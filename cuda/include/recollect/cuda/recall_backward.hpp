@@ -132,9 +132,9 @@ struct RecallBackwardRows {
       thread.barrier();
       add_weighted<T>(at, guarded, weights, keys, sums);
     }
+    thread.barrier();
     finish(thread, arguments, at, o * a.rows + first_row, table, queries, sums);
     if (!arguments.d_query.given()) return;
-    thread.barrier();
     const index_t own = first_row + thread.index();
     if (thread.index() < T::rows && own < a.rows) table[thread.index()].out = a.offsets(o, own, arguments.d_query)[0];
     put_sums<T>(at, sums, queries);
@@ -144,7 +144,8 @@ struct RecallBackwardRows {
   }
 
  private:
-  /// From K^T d_s to gradients of queries and scales. A row without weights has none, whatever its query holds.
+  /// From K^T d_s to gradients of queries and scales. A row without weights has none, whatever its query holds. A thread reads of the
+  /// queries what it will overwrite.
   template <class Thread>
   static constexpr void finish(const Thread& thread, const Arguments& arguments, Place at, index_t first, const Row* table,
                                const float* queries, typename T::Sums& sums) {
@@ -159,8 +160,9 @@ struct RecallBackwardRows {
         d_scale = std::fma(sums[i][m], query, d_scale);
         sums[i][m] = Tiles::scale_of(row) * (arguments.energy ? std::fma(row.dot, query, sums[i][m]) : sums[i][m]);
       }
+      if (!arguments.d_scales) continue;
       d_scale = sum_of_lanes<square>(thread, d_scale);
-      if (at.x == 0 && row.query >= 0 && arguments.d_scales) {
+      if (at.x == 0 && row.query >= 0) {
         float& to = arguments.d_scales[first + at.y + square * i];
         to = arguments.energy ? to + d_scale : d_scale;
       }

@@ -60,7 +60,6 @@ struct RecallBackwardBias {
         add(a, at, first, table, queries, cotangents, keys, values, sums);
       }
     }
-    thread.barrier();
     put_weights<T>(at, sums, weights);
     thread.barrier();
     store(thread, b, b.kept.offset(kept, b.kept_to), own_row, first, weights);

@@ -15,9 +15,9 @@
 namespace recollect::cuda {
 
 struct EnergyArguments {
-  RecallArguments recall;     // its largest and log_sum are read
-  float* squares = nullptr;   // (outer, patterns): |x|^2
-  Operand<void> energy, lse;  // lse is L / beta
+  RecallArguments recall;    // its largest and log_sum are read
+  float* squares = nullptr;  // (outer, patterns): |x|^2
+  Operand<void> energy;
   Operand<const void> d_energy;
   float *dots = nullptr, *d_scales = nullptr;  // as in RecallBackwardArguments; d_scales has the part that is not through the scores
 };
@@ -87,7 +87,7 @@ constexpr Seen seen_by(const Thread& thread, const EnergyArguments& arguments, i
   seen.square = largest_of_lanes<warp_size>(thread, square);
   seen.log_sum = ln_2 * (static_cast<double>(read(a.largest.at.data, a.largest.type, largest)) +
                          static_cast<double>(read(a.log_sum.at.data, a.log_sum.type, log_sum)));
-  seen.beta = a.scale.given() ? read(a.scale.at.data, a.scale.type, scale) : a.scale_number;
+  seen.beta = a.scale_at(scale);
   return seen;
 }
 
@@ -104,15 +104,13 @@ struct RecallEnergy : WarpRows {
     const auto [row, lane] = place(thread, a.outer * a.rows);
     if (row < 0) return;
     const index_t o = row / a.rows, r = row % a.rows;
-    const auto [query, energy, lse] = a.offsets(o, r, a.query, arguments.energy, arguments.lse);
+    const auto [query, energy] = a.offsets(o, r, a.query, arguments.energy);
     const Seen seen = seen_by(thread, arguments, o, r, lane);
     const float own = square(thread, a.query.at.data, a.query.type, query, a.query.at.inner, a.width, lane);
     if (lane != 0) return;
     const double free = (std::log(static_cast<double>(seen.count)) - seen.log_sum) / seen.beta;
     const double sum = seen.count == 0 ? infinity : free + (static_cast<double>(own) + static_cast<double>(seen.square)) / 2;
-    if (arguments.energy.given()) write(arguments.energy.at.data, arguments.energy.type, energy, static_cast<float>(sum));
-    if (arguments.lse.given())
-      write(arguments.lse.at.data, arguments.lse.type, lse, seen.count == 0 ? -infinity : static_cast<float>(seen.log_sum / seen.beta));
+    write(arguments.energy.at.data, arguments.energy.type, energy, static_cast<float>(sum));
   }
 };
 

@@ -11,8 +11,9 @@ namespace recollect::cuda {
 
 /// What one row comes to: written by the thread whose x is 0.
 constexpr void write_row_results(const RecallArguments& a, index_t o, index_t r, const math::OnlineSoftmax<float>& state) {
-  const auto [lse, largest, log_sum] = a.offsets(o, r, a.lse, a.largest, a.log_sum);
-  if (a.lse.given()) write(a.lse.at.data, a.lse.type, lse, static_cast<float>(state.log_sum() * ln_2));
+  const auto [lse, largest, log_sum, scale] = a.offsets(o, r, a.lse, a.largest, a.log_sum, a.scale);
+  const double over = a.lse_over_scale ? a.scale_at(scale) : 1.0f;
+  if (a.lse.given()) write(a.lse.at.data, a.lse.type, lse, static_cast<float>(state.log_sum() * ln_2 / over));
   if (a.largest.given()) write(a.largest.at.data, a.largest.type, largest, state.largest);
   if (a.log_sum.given()) write(a.log_sum.at.data, a.log_sum.type, log_sum, std::log2(state.sum));
 }
