@@ -49,11 +49,13 @@ def device() -> tuple[Any, str]:
 
     if not torch.cuda.is_available():
         return None, "torch finds no CUDA device"
-    if library() is None or importlib.util.find_spec("recollect._cuda") is None:
-        return None, "recollect._cuda is not built"
-    from recollect import _cuda
+    if library() is None:
+        return None, "recollect is not installed"
+    from recollect import _backend
 
-    count, why = _cuda.cards()
+    if _backend.place() is None:
+        return None, "the CUDA backend is not built"
+    count, why = _backend.load().cards()
     return (torch, "") if count else (None, why)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import recollect as rc
+from recollect import _backend
 
 from tests.cuda.device import Errors, numbers, poisoned, torch_on_device
 from tests.reference import attention as oracle
@@ -89,8 +90,7 @@ def test_masks_biases_and_groups(torch: Any, errors: Errors, causal: Any) -> Non
 
 @pytest.mark.parametrize("size", SIZES[1:], ids=str)
 def test_gradients(torch: Any, errors: Errors, size: tuple[int, ...]) -> None:
-    from recollect import _cuda
-
+    _cuda = _backend.load()
     n, m, d, e = size
     q, k, v, d_out = arrays(torch, 7, (2, n, d), (2, m, d), (2, m, e), (2, n, e))
     out, kept = poisoned(torch, 2, n, e), [poisoned(torch, 2, n), poisoned(torch, 2, n)]

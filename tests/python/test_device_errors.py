@@ -3,12 +3,10 @@ tests/cuda."""
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 import numpy as np
 import pytest
 import recollect as rc
-from recollect import _device
+from recollect import _backend, _device
 
 ON_DEVICE = "is on a CUDA device"
 
@@ -59,11 +57,9 @@ SUPPORTED = {
 
 
 def no_device() -> str:
-    if find_spec("recollect._cuda") is None:
+    if _backend.place() is None:
         return "this build of recollect has no CUDA backend"
-    from recollect import _cuda
-
-    if _cuda.cards()[0]:
+    if _backend.load().cards()[0]:
         pytest.skip("there is a device here")
     return "CUDA does not answer: "
 
@@ -234,7 +230,9 @@ def test_an_unusable_output_is_refused(module):
 
 
 def test_the_module_takes_arrays_of_a_device_alone():
-    cuda = pytest.importorskip("recollect._cuda", reason="not built")
+    if _backend.place() is None:
+        pytest.skip("not built")
+    cuda = _backend.load()
     x = np.zeros((3, 4), np.float32)
     sentence = "attention.attend: query is not on a CUDA device; expected cuda:0"
     with pytest.raises(TypeError, match=sentence):
