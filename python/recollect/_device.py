@@ -66,12 +66,14 @@ def backend(op: str, name: str) -> Any:
 
 class Call:
     """One call of an op on one device: its inputs, checked to lie there, and its outputs. `given` are the arguments by name; those that
-    are None are left out."""
+    are None are left out. `card` is that of a memory which is not among them."""
 
-    def __init__(self, op: str, stream: Any, given: dict[str, Any]) -> None:
+    def __init__(self, op: str, stream: Any, given: dict[str, Any], *, card: int | None = None) -> None:
         self.op = op
-        name, self.like = next((name, value) for name, value in given.items() if holds(value))
-        self.card: int = int(self.like.__dlpack_device__()[1])
+        self.like: Any
+        name, self.like = next(((name, value) for name, value in given.items() if holds(value)), ("", None))
+        self.card: int = int(self.like.__dlpack_device__()[1]) if card is None else card
+        name = name if card is None else "the memory"
         self.stream = _handle(op, stream)
         for other, value in given.items():
             self._check(other, value, name)

@@ -95,6 +95,43 @@ void retrieve(const Place& place, const In& state, const In& patterns, const In&
   cuda::retrieve(queue(place), in, beta.first, {std::string_view(separation), steps}, to);
 }
 
+/// Of a bank of rows like these on the card: how many patterns, and numbers, a line has.
+std::pair<index_t, index_t> bank_line(const Place& place, const In& rows, bool alike) {
+  const ConstArray like = input(rows);
+  return cuda::bank_line(place.first, like.type, like.rank == 2 ? like.extents[1] : 0, alike);
+}
+
+void store(const Place& place, const std::string& op, const std::string& argument, const In& rows, const Out& bank, index_t first,
+           bool packed) {
+  check_cards(op.c_str(), place, named(argument.c_str(), rows), named("the bank", bank));
+  const ConstArray from = input(rows);
+  const Array to = output(bank);
+  nb::gil_scoped_release release;
+  cuda::store(queue(place), op, argument.c_str(), from, to, first, packed);
+}
+
+/// All of a bank to the beginning of a larger one.
+void copy(const Place& place, const In& bank, const Out& larger) {
+  check_cards("copy", place, named("the bank", bank), named("the larger bank", larger));
+  const ConstArray from = input(bank);
+  const Array to = output(larger);
+  if (to.type != from.type || to.size() < from.size()) fail(status::value, "copy: the larger bank is smaller");
+  nb::gil_scoped_release release;
+  cuda::copy(queue(place), to.data, from.data, from.size() * bytes_of(from.type));
+}
+
+/// `memory`: how many patterns, their width, and whether the banks are packed.
+void retrieve_stored(const Place& place, const In& state, const In& patterns, const In& values,
+                     const std::tuple<index_t, index_t, bool>& memory, double beta, index_t steps, const Out& out) {
+  check_cards("hopfield.retrieve", place, named("state", state), named("patterns", patterns), named("values", values), named("out", out));
+  const hopfield::operands in{input(state), input(patterns), input(values), {}, {}};
+  hopfield::results to;
+  to.state = output(out);
+  nb::gil_scoped_release release;
+  const auto [count, width, packed] = memory;
+  cuda::retrieve_stored(queue(place), in, beta, count, width, packed, {"softmax", steps}, to);
+}
+
 /// (op, rule, normalisation, decays are logarithms, chunk), as the core takes them
 using Options = std::tuple<std::string, std::string, std::string, bool, index_t>;
 
@@ -162,6 +199,11 @@ void bind_cuda(nb::module_& m) {
         array("d_out"_a), extra("d_query"_a), extra("d_key"_a), extra("d_value"_a));
   m.def("hopfield_retrieve", &retrieve, "place"_a, array("state"_a), array("patterns"_a), optional("values"_a), "beta"_a,
         optional("mask"_a), "separation"_a, "steps"_a, array("out"_a));
+  m.def("bank_line", &bank_line, "place"_a, array("rows"_a), "alike"_a);
+  m.def("store", &store, "place"_a, "op"_a, "argument"_a, array("rows"_a), array("bank"_a), "first"_a, "packed"_a);
+  m.def("copy", &copy, "place"_a, array("bank"_a), array("larger"_a));
+  m.def("retrieve_stored", &retrieve_stored, "place"_a, array("state"_a), array("patterns"_a), optional("values"_a), "memory"_a, "beta"_a,
+        "steps"_a, array("out"_a));
   m.def("fast_weight", &fast_weight, "place"_a, optional("query"_a), optional("key"_a), optional("value"_a), optional("beta"_a),
         optional("a"_a), optional("b"_a), optional("decay"_a), optional("channel_decay"_a), "scale"_a, optional("state"_a), "feature_map"_a,
         "norm"_a, "options"_a, extra("out"_a), extra("out_state"_a));

@@ -19,6 +19,7 @@ KERNELS = {
     "recall_forward": "test_recall",
     "recall_backward": "test_recall",
     "recall_sm90": "test_recall_sm90",
+    "recall_pack": "test_recall_bank",
     "fast_weight_scan": "test_fast_weight",
 }
 ORDER = re.compile(

@@ -4,8 +4,10 @@ the memory of this process that say they are on one."""
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib.util
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -78,18 +80,24 @@ class OnCard:
         return OnCard(array, (owned, capsule))
 
 
-@pytest.fixture(scope="module")
-def module(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    build, source = tmp_path_factory.mktemp("emulated"), Path(__file__).parent / "emulated"
-    python = f"-DPython_EXECUTABLE={sys.executable}"
-    run(tool("cmake"), "-S", source, "-B", build, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release", python)
-    run(tool("cmake"), "--build", build)
-    (path,) = build.glob("_cuda*.so")
-    spec = importlib.util.spec_from_file_location("recollect._cuda", path)
-    assert spec is not None and spec.loader is not None
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
+@functools.cache
+def built() -> Any:
+    """Once for all files of tests that need it."""
+    python, source = f"-DPython_EXECUTABLE={sys.executable}", Path(__file__).parent / "emulated"
+    with tempfile.TemporaryDirectory() as build:
+        run(tool("cmake"), "-S", source, "-B", build, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release", python)
+        run(tool("cmake"), "--build", build)
+        (path,) = Path(build).glob("_cuda*.so")
+        spec = importlib.util.spec_from_file_location("recollect._cuda", path)
+        assert spec is not None and spec.loader is not None
+        loaded = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(loaded)
     return loaded
+
+
+@pytest.fixture
+def module() -> Any:
+    return built()
 
 
 @pytest.fixture(autouse=True)

@@ -4,15 +4,17 @@
 
 #include "emulator_sm90.hpp"
 #include <cstdlib>
+#include <cstring>
 
 #include "recollect/cuda/fast_weight.hpp"
-#include "recollect/cuda/recall.hpp"
+#include "recollect/cuda/recall_bank.hpp"
 
 namespace recollect::cuda {
 
 int cards(std::string&) { return 1; }
 std::string card_name(int) { return "emulated"; }
 void* allocate(int, index_t bytes) { return std::malloc(static_cast<std::size_t>(bytes)); }
+void copy(const Queue&, void* to, const void* from, index_t bytes) { std::memcpy(to, from, static_cast<std::size_t>(bytes)); }
 void release(void* memory) noexcept { std::free(memory); }
 
 void attend(const Queue&, const attention::operands& in, double scale, const attention::parameters& how, const attention::results& out) {
@@ -29,6 +31,22 @@ void attend_backward(const Queue&, const attention::operands& in, double scale, 
 void retrieve(const Queue&, const hopfield::operands& in, double beta, const hopfield::parameters& how, const hopfield::results& out) {
   emulator::Hopper device;
   retrieve(device, in, beta, how, out);
+}
+
+std::pair<index_t, index_t> bank_line(int, dtype type, index_t width, bool alike) {
+  const BankLine line = line_of(width, packs_on(90, type, width, alike));
+  return {line.patterns, line.numbers};
+}
+
+void store(const Queue&, std::string_view op, const char* argument, const ConstArray& rows, const Array& bank, index_t first, bool packed) {
+  emulator::Hopper device;
+  store(op, argument, device, rows, bank, first, packed);
+}
+
+void retrieve_stored(const Queue&, const hopfield::operands& in, double beta, index_t patterns, index_t width, bool packed,
+                     const hopfield::parameters& how, const hopfield::results& out) {
+  emulator::Hopper device;
+  retrieve_stored(device, in, beta, patterns, width, packed, how, out);
 }
 
 void fast_weight_forward(const Queue&, std::string_view op, const fast_weight::operands& in, double scale, std::string_view feature_map,

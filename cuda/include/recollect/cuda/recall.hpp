@@ -57,15 +57,15 @@ inline RecallArguments arguments(std::string_view op, const RecallOperands& in, 
 
 /// Memories packed for tensor cores; nothing where portable kernels serve.
 struct Bank {
-  char *keys = nullptr, *values = nullptr;
+  const char *keys = nullptr, *values = nullptr;
 };
 
 template <class Device>
-char* packed(std::string_view op, Device& device, const RecallArguments& a, const Memory& memory) {
+const char* packed(std::string_view op, Device& device, const RecallArguments& a, const Memory& memory) {
   const auto with = [&]<int Width>() {
     using Kernel = RecallPack<Width>;
-    PackArguments pack{memory, a.outer_axes, a.outer, a.patterns, nullptr};
-    pack.packed = static_cast<char*>(device.scratch(Kernel::blocks(pack) * Kernel::Tile::bytes));
+    PackArguments pack{memory, a.outer_axes, a.outer, 0, a.patterns, nullptr};
+    pack.packed = static_cast<char*>(device.scratch(Kernel::blocks(pack) * Kernel::Tile::pitch));
     launch<Kernel>(op, device, pack);
     return pack.packed;
   };
@@ -196,9 +196,10 @@ void attend_backward(Device& device, const attention::operands& in, double scale
 }
 
 /// `steps` softmaxes, one launch after the other; states between them are float32, or of the state's type on tensor cores. Without `tol`,
-/// energies and counts so far.
+/// energies and counts so far. `banks`: the memories as they were packed before (recall_bank.hpp).
 template <class Device>
-void retrieve(Device& device, const hopfield::operands& in, double beta, const hopfield::parameters& how, const hopfield::results& out) {
+void retrieve(Device& device, const hopfield::operands& in, double beta, const hopfield::parameters& how, const hopfield::results& out,
+              const detail::Bank* banks = nullptr) {
   using namespace detail;
   constexpr std::string_view op = "hopfield.retrieve";
   const RecallOperands given{"state", "patterns", "values", "beta", in.state, in.patterns, in.values, in.beta, in.mask, 'N'};
@@ -220,7 +221,9 @@ void retrieve(Device& device, const hopfield::operands& in, double beta, const h
   last.lse = output(fold, out.lse, batch);
   // A step before the last reads the patterns into one of two arrays of all rows and outer entries.
   void* states[2] = {};
-  const Bank from = bank(op, device, last);
+  if (banks && !on_tensor_cores(device.architecture(), last))
+    fail(status::type, op, ": state has dtype ", name(in.state.type), "; expected ", name(in.patterns.type), ", as the packed patterns");
+  const Bank from = banks ? *banks : bank(op, device, last);
   const dtype state_type = from.keys ? last.query.type : dtype::float32;
   for (int i = 0; i < 2 && i + 1 < how.steps; ++i) states[i] = device.scratch(last.outer * last.rows * last.width * bytes_of(state_type));
   const auto dense = [&](auto* data) {
