@@ -97,6 +97,7 @@ void retrieve(const Place& place, const In& state, const In& patterns, const In&
 
 /// Of a bank of rows like these on the card: how many patterns, and numbers, a line has.
 std::pair<index_t, index_t> bank_line(const Place& place, const In& rows, bool alike) {
+  check_cards("bank_line", place, named("rows", rows));
   const ConstArray like = input(rows);
   return cuda::bank_line(place.first, like.type, like.rank == 2 ? like.extents[1] : 0, alike);
 }

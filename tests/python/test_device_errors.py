@@ -48,6 +48,7 @@ HERE = np.zeros((2, 7, 4), np.float32)
 SUPPORTED = {
     "attention.attend": lambda: rc.attention.attend(q, k, v),
     "hopfield.retrieve": lambda: rc.hopfield.retrieve(q, k, beta=1.0),
+    "HopfieldMemory.from_patterns": lambda: rc.hopfield.HopfieldMemory.from_patterns(Fake(7, 4)),
     "fastweight.linear_attention": lambda: rc.fastweight.linear_attention(q, q, q),
     "fastweight.delta_rule": lambda: rc.fastweight.delta_rule(q, q, q, beta),
     "fastweight.gated_delta_rule": lambda: rc.fastweight.gated_delta_rule(q, q, q, beta, decay=beta),
@@ -246,3 +247,10 @@ def test_the_module_takes_arrays_of_a_device_alone():
     with pytest.raises(TypeError, match="attention.attend: query is not on a CUDA device"):
         how = ((1.0, None), None, None, "none", "softmax")
         cuda.attention_attend_backward((0, 0), x, x, x, *how, x[:, 0], x[:, 0], x, x, x, x, x)
+    with pytest.raises(TypeError, match="HopfieldMemory.add: patterns is not on a CUDA device"):
+        cuda.store((0, 0), "HopfieldMemory.add", "patterns", x, x, 0, False)
+    with pytest.raises(TypeError, match="hopfield.retrieve: state is not on a CUDA device"):
+        cuda.retrieve_stored((0, 0), x, x, None, (3, 4, False), 1.0, 1, x)
+    for call in (lambda: cuda.bank_line((0, 0), x, True), lambda: cuda.copy((0, 0), x, x)):
+        with pytest.raises(TypeError, match="is not on a CUDA device; expected cuda:0"):
+            call()
