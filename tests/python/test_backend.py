@@ -27,12 +27,15 @@ def put(tmp_path, monkeypatch):
         text = f"version, evidence = {version!r}, 'never run'\ndef cards(): return 0, 'no card'\n{body}"
         (folder / "_cuda.py").write_text(text)
 
-    _backend.load.cache_clear()
+    def forget():
+        _backend.load.cache_clear()
+        for name in ("recollect._cuda", "recollect_cu13", "recollect_cu13._cuda"):
+            sys.modules.pop(name, None)
+        vars(rc).pop("_cuda", None)
+
+    forget()
     yield write
-    _backend.load.cache_clear()
-    for name in ("recollect._cuda", "recollect_cu13", "recollect_cu13._cuda"):
-        sys.modules.pop(name, None)
-    vars(rc).pop("_cuda", None)
+    forget()
 
 
 def test_a_backend_beside_the_library_is_found(put):

@@ -4,7 +4,7 @@
 /// rows, holds their queries in registers, and takes two products of every tile: scores = queries . keys^T and sums += weights . values.
 /// The next scores are computed while the sums of the tile before are. In a retrieval keys and values are the same bytes. Where there are
 /// no more than 64 rows, all warpgroups own these and take the tiles in turn: each then has a part of the patterns as blocks have, to be
-/// merged.
+/// merged. One alone would take longer for a tile than memory takes to bring it.
 ///
 /// The largest score of a row is raised tile by tile, and what was summed shrinks each time, unless |score| <= b = scale |query| max |key|
 /// is small: then scores are taken relative to b from the beginning. No weight is below 2^(-2 b), which 16 bits have to hold.
@@ -48,9 +48,9 @@ struct RecallSm90 {
   /// Of 2 b; and what is read has to be longer than this, lest it vanish when it is multiplied by a small weight.
   static constexpr float widest_range = dtype_of<T> == dtype::float16 ? 14.0f : 80.0f, shortest = 1e-6f;
 
-  /// How many parts of the patterns a block has.
+  /// How many parts of the patterns a block has; several only where merging them is little work beside reading the patterns.
   static constexpr int parts(const RecallArguments& a) {
-    return a.rows <= 64 && tiles_of(a.patterns, Tile::patterns) >= 4 * consumers ? consumers : 1;
+    return a.rows <= 64 && a.patterns >= 32 * a.rows && a.patterns > 4 * consumers * Tile::patterns ? consumers : 1;
   }
   static constexpr index_t splits(const RecallArguments& a) {
     return parts(a) * splits_of(a.outer * tiles_of(a.rows, rows), tiles_of(a.patterns, Tile::patterns), 132, 132);
