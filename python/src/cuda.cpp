@@ -193,6 +193,11 @@ void bind_cuda(nb::module_& m) {
   m.def("cards", &cards);
   m.def("card_name", &cuda::card_name, "card"_a);
   m.def("empty", &empty, "card"_a, "shape"_a, "dtype"_a);
+  m.def("bank_line", &bank_line, "place"_a, array("rows"_a), "alike"_a);
+  m.def("store", &store, "place"_a, "op"_a, "argument"_a, array("rows"_a), array("bank"_a), "first"_a, "packed"_a);
+  m.def("copy", &copy, "place"_a, array("bank"_a), array("larger"_a));
+  m.def("retrieve_stored", &retrieve_stored, "place"_a, array("state"_a), array("patterns"_a), optional("values"_a), "memory"_a, "beta"_a,
+        "steps"_a, array("out"_a));
   m.def("attention_attend", &attend, "place"_a, array("query"_a), array("key"_a), array("value"_a), "scale"_a, optional("mask"_a),
         optional("bias"_a), "causal"_a, "separation"_a, array("out"_a), extra("lse"_a), extra("largest"_a), extra("log_sum"_a));
   m.def("attention_attend_backward", &attend_backward, "place"_a, array("query"_a), array("key"_a), array("value"_a), "scale"_a,
@@ -200,11 +205,6 @@ void bind_cuda(nb::module_& m) {
         array("d_out"_a), extra("d_query"_a), extra("d_key"_a), extra("d_value"_a));
   m.def("hopfield_retrieve", &retrieve, "place"_a, array("state"_a), array("patterns"_a), optional("values"_a), "beta"_a,
         optional("mask"_a), "separation"_a, "steps"_a, array("out"_a));
-  m.def("bank_line", &bank_line, "place"_a, array("rows"_a), "alike"_a);
-  m.def("store", &store, "place"_a, "op"_a, "argument"_a, array("rows"_a), array("bank"_a), "first"_a, "packed"_a);
-  m.def("copy", &copy, "place"_a, array("bank"_a), array("larger"_a));
-  m.def("retrieve_stored", &retrieve_stored, "place"_a, array("state"_a), array("patterns"_a), optional("values"_a), "memory"_a, "beta"_a,
-        "steps"_a, array("out"_a));
   m.def("fast_weight", &fast_weight, "place"_a, optional("query"_a), optional("key"_a), optional("value"_a), optional("beta"_a),
         optional("a"_a), optional("b"_a), optional("decay"_a), optional("channel_decay"_a), "scale"_a, optional("state"_a), "feature_map"_a,
         "norm"_a, "options"_a, extra("out"_a), extra("out_state"_a));

@@ -7,7 +7,6 @@ import ctypes
 import functools
 import importlib.util
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -81,23 +80,22 @@ class OnCard:
 
 
 @functools.cache
-def built() -> Any:
-    """Once for all files of tests that need it."""
-    python, source = f"-DPython_EXECUTABLE={sys.executable}", Path(__file__).parent / "emulated"
-    with tempfile.TemporaryDirectory() as build:
-        run(tool("cmake"), "-S", source, "-B", build, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release", python)
-        run(tool("cmake"), "--build", build)
-        (path,) = Path(build).glob("_cuda*.so")
-        spec = importlib.util.spec_from_file_location("recollect._cuda", path)
-        assert spec is not None and spec.loader is not None
-        loaded = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(loaded)
+def built(build: Path) -> Any:
+    source = Path(__file__).parent / "emulated"
+    python = f"-DPython_EXECUTABLE={sys.executable}"
+    run(tool("cmake"), "-S", source, "-B", build, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release", python)
+    run(tool("cmake"), "--build", build)
+    (path,) = build.glob("_cuda*.so")
+    spec = importlib.util.spec_from_file_location("recollect._cuda", path)
+    assert spec is not None and spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
     return loaded
 
 
-@pytest.fixture
-def module() -> Any:
-    return built()
+@pytest.fixture(scope="module")
+def module(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return built(tmp_path_factory.getbasetemp() / "emulated")  # once for all files of tests
 
 
 @pytest.fixture(autouse=True)

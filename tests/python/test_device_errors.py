@@ -46,9 +46,9 @@ q, k, v, beta = Fake(2, 5, 4), Fake(2, 7, 4), Fake(2, 7, 3), Fake(2, 5)
 HERE = np.zeros((2, 7, 4), np.float32)
 
 SUPPORTED = {
+    "HopfieldMemory.from_patterns": lambda: rc.hopfield.HopfieldMemory.from_patterns(Fake(7, 4)),
     "attention.attend": lambda: rc.attention.attend(q, k, v),
     "hopfield.retrieve": lambda: rc.hopfield.retrieve(q, k, beta=1.0),
-    "HopfieldMemory.from_patterns": lambda: rc.hopfield.HopfieldMemory.from_patterns(Fake(7, 4)),
     "fastweight.linear_attention": lambda: rc.fastweight.linear_attention(q, q, q),
     "fastweight.delta_rule": lambda: rc.fastweight.delta_rule(q, q, q, beta),
     "fastweight.gated_delta_rule": lambda: rc.fastweight.gated_delta_rule(q, q, q, beta, decay=beta),

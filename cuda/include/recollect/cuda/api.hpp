@@ -29,17 +29,18 @@ void* allocate(int card, index_t bytes);
 void copy(const Queue& queue, void* to, const void* from, index_t bytes);
 void release(void* memory) noexcept;
 
-void attend(const Queue& queue, const attention::operands& in, double scale, const attention::parameters& how,
-            const attention::results& out);
-void attend_backward(const Queue& queue, const attention::operands& in, double scale, const attention::parameters& how,
-                     const attention::saved& kept, const ConstArray& out, const ConstArray& d_out, const attention::gradients& d_in);
-void retrieve(const Queue& queue, const hopfield::operands& in, double beta, const hopfield::parameters& how, const hopfield::results& out);
 /// Memories that stay on a card (recall_bank.hpp). How many patterns, and numbers, a line of their bank has: packed, if several patterns.
 std::pair<index_t, index_t> bank_line(int card, dtype type, index_t width, bool alike);
 void store(const Queue& queue, std::string_view op, const char* argument, const ConstArray& rows, const Array& bank, index_t first,
            bool packed);
 void retrieve_stored(const Queue& queue, const hopfield::operands& in, double beta, index_t patterns, index_t width, bool packed,
                      const hopfield::parameters& how, const hopfield::results& out);
+
+void attend(const Queue& queue, const attention::operands& in, double scale, const attention::parameters& how,
+            const attention::results& out);
+void attend_backward(const Queue& queue, const attention::operands& in, double scale, const attention::parameters& how,
+                     const attention::saved& kept, const ConstArray& out, const ConstArray& d_out, const attention::gradients& d_in);
+void retrieve(const Queue& queue, const hopfield::operands& in, double beta, const hopfield::parameters& how, const hopfield::results& out);
 void fast_weight_forward(const Queue& queue, std::string_view op, const fast_weight::operands& in, double scale,
                          std::string_view feature_map, row_norm norm, const fast_weight::parameters& how, const fast_weight::results& out);
 
