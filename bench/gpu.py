@@ -49,11 +49,13 @@ def device() -> tuple[Any, str]:
 
     if not torch.cuda.is_available():
         return None, "torch finds no CUDA device"
-    if library() is None or importlib.util.find_spec("recollect._cuda") is None:
-        return None, "recollect._cuda is not built"
-    from recollect import _cuda
+    if library() is None:
+        return None, "recollect is not installed"
+    from recollect import _backend
 
-    count, why = _cuda.cards()
+    if _backend.place() is None:
+        return None, "the CUDA backend is not built"
+    count, why = _backend.load().cards()
     return (torch, "") if count else (None, why)
 
 
@@ -122,7 +124,8 @@ def sdpa_peers(torch: Any, q: list[Any], x: list[Any], scale: float) -> dict[str
     return peers
 
 
-def retrieval(torch: Any, rc: Any, Q: int, N: int, d: int, dtype: str) -> Case:
+def retrieval(torch: Any, rc: Any, Q: int, N: int, d: int, dtype: str, stored: bool = False) -> Case:
+    """`stored`: in memories that stay on the device."""
     kind, beta = getattr(torch, dtype), 1 / math.sqrt(d)
     size = torch.finfo(kind).bits // 8
     sets = sets_for((N + 2 * Q) * d * size)
@@ -130,20 +133,27 @@ def retrieval(torch: Any, rc: Any, Q: int, N: int, d: int, dtype: str) -> Case:
     q = [torch.randn((Q, d), device="cuda").to(kind) for _ in range(sets)]
     out = torch.full((Q, d), float("nan"), device="cuda", dtype=kind)
 
+    memories = [rc.hopfield.HopfieldMemory.from_patterns(a, beta=beta) for a in x] if stored else []
+
+    def ours(i: int) -> Any:
+        if stored:
+            return memories[i].retrieve(q[i], out=out)
+        return rc.hopfield.retrieve(q[i], x[i], beta=beta, out=out)
+
     def error() -> float:
-        rc.hopfield.retrieve(q[0], x[0], beta=beta, out=out)
+        ours(0)
         rows = slice(max(0, Q - 64), Q)
         return relative(out[rows], recalled(torch, q[0][rows], x[0], x[0], beta))
 
     return Case(
-        f"retrieve {dtype}",
+        f"retrieve {dtype}{', stored' if stored else ''}",
         f"Q={Q} N={N} d={d}",
         4.0 * Q * N * d,
         (N + 2.0 * Q) * d * size,
         sets,
         error,
         2e-5 if dtype == "float32" else 1e-2,
-        lambda i: rc.hopfield.retrieve(q[i], x[i], beta=beta, out=out),
+        ours,
         sdpa_peers(torch, q, x, beta),
     )
 
@@ -260,7 +270,11 @@ def cases(torch: Any, rc: Any) -> Iterator[Callable[[], Case]]:
     yield lambda: retrieval(torch, rc, 4096, 65536, 128, "bfloat16")
     yield lambda: retrieval(torch, rc, 65536, 65536, 128, "bfloat16")
     yield lambda: retrieval(torch, rc, 1, 10_000_000, 128, "bfloat16")
-    yield lambda: retrieval(torch, rc, 64, 10_000_000, 128, "bfloat16")
+    yield lambda: retrieval(torch, rc, 4096, 65536, 64, "bfloat16", stored=True)
+    yield lambda: retrieval(torch, rc, 4096, 65536, 128, "bfloat16", stored=True)
+    yield lambda: retrieval(torch, rc, 1, 10_000_000, 64, "bfloat16", stored=True)
+    yield lambda: retrieval(torch, rc, 1, 10_000_000, 128, "bfloat16", stored=True)
+    yield lambda: retrieval(torch, rc, 64, 10_000_000, 128, "bfloat16", stored=True)
     yield lambda: retrieval(torch, rc, 4096, 65536, 64, "float32")
     yield lambda: attention(torch, rc, 16384, 16384, 128, "float16")
     yield lambda: attention_gradient(torch, rc, 16, 4096, 64, "float32")

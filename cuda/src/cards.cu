@@ -29,6 +29,12 @@ void* allocate(int card, index_t bytes) {
   return memory;
 }
 
+void copy(const Queue& queue, void* to, const void* from, index_t bytes) {
+  const Stream current(queue.card, nullptr);
+  const auto stream = static_cast<cudaStream_t>(queue.stream);
+  check(cudaMemcpyAsync(to, from, static_cast<std::size_t>(bytes), cudaMemcpyDeviceToDevice, stream), "cudaMemcpyAsync");
+}
+
 void release(void* memory) noexcept { cudaFree(memory); }
 
 }  // namespace recollect::cuda

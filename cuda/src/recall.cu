@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "recollect/cuda/api.hpp"
 #include "recollect/cuda/energy.hpp"
+#include "recollect/cuda/recall_bank.hpp"
 #include "recollect/cuda/recall_gradients.hpp"
 #include "recollect/cuda/stream.cuh"
 
@@ -16,6 +17,23 @@ void retrieve(const Queue& queue, const hopfield::operands& in, double beta, con
               std::span<const RetrievalStep> kept) {
   Stream stream(queue.card, static_cast<cudaStream_t>(queue.stream));
   retrieve(stream, in, beta, how, out, kept);
+}
+
+std::pair<index_t, index_t> bank_line(int card, dtype type, index_t width, bool alike) {
+  const BankLine line = line_of(width, packs_on(Stream(card, nullptr).architecture(), type, width, alike));
+  return {line.patterns, line.numbers};
+}
+
+void store(const Queue& queue, std::string_view op, const char* argument, const ConstArray& rows, const Array& bank, index_t first,
+           bool packed) {
+  Stream stream(queue.card, static_cast<cudaStream_t>(queue.stream));
+  store(op, argument, stream, rows, bank, first, packed);
+}
+
+void retrieve_stored(const Queue& queue, const hopfield::operands& in, double beta, index_t patterns, index_t width, bool packed,
+                     const hopfield::parameters& how, const hopfield::results& out) {
+  Stream stream(queue.card, static_cast<cudaStream_t>(queue.stream));
+  retrieve_stored(stream, in, beta, patterns, width, packed, how, out);
 }
 
 void attend_backward(const Queue& queue, const attention::operands& in, double scale, const attention::parameters& how,

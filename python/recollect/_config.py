@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from importlib.util import find_spec
-
 import numpy as np
 
+from . import _backend
 from ._core import available, core, level
 
 __all__ = ["Config", "show_config"]
@@ -25,15 +23,16 @@ class Config(dict[str, object]):
 
 def cuda_state() -> str:
     """Whether there is a CUDA backend, a device, and which kernels have been seen to work on one."""
-    if find_spec(f"{__package__}._cuda") is None:
+    place = _backend.place()
+    if place is None:
         return "not built"
     try:
-        module = import_module(f"{__package__}._cuda")
+        module = _backend.load()
     except ImportError as problem:
-        return f"built, but cannot be loaded: {problem}"
+        return f"built ({place}), but cannot be loaded: {problem}"
     count, why = module.cards()
     here = module.card_name(0) if count else f"no device: {why}"
-    return f"built; {here}; {module.evidence}"
+    return f"built ({place}); {here}; {module.evidence}"
 
 
 def show_config() -> Config:

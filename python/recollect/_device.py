@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Arrays of a CUDA device: how they are told, and the way to the module `recollect._cuda` and back. Nothing here imports a framework;
+"""Arrays of a CUDA device: how they are told, and the way to the compiled backend and back. Nothing here imports a framework;
 arrays are any that speak DLPack (CuPy, PyTorch, JAX), and results are of the kind that came."""
 
 from __future__ import annotations
 
 import sys
-from importlib import import_module
 from typing import Any
 
 import numpy as np
+
+from . import _backend
 
 __all__ = ["Call", "found", "holds", "refuse_stream", "type_name"]
 
@@ -46,11 +47,12 @@ def type_name(value: Any) -> str:
 def backend(op: str, name: str) -> Any:
     """The compiled module, once a device answers; `name` is the argument that needs it."""
     try:
-        module = import_module(f"{__package__}._cuda")
+        module = _backend.load()
     except ModuleNotFoundError:
         raise RuntimeError(
             f"{op}: {name} is on a CUDA device; this build of recollect has no CUDA backend: "
-            "build it with -Ccmake.define.RECOLLECT_CUDA=ON, or copy the array to the memory of this process"
+            "install recollect-cu13 beside it, build it with -Ccmake.define.RECOLLECT_CUDA=ON, "
+            "or copy the array to the memory of this process"
         ) from None
     except ImportError as problem:
         raise RuntimeError(
@@ -64,12 +66,14 @@ def backend(op: str, name: str) -> Any:
 
 class Call:
     """One call of an op on one device: its inputs, checked to lie there, and its outputs. `given` are the arguments by name; those that
-    are None are left out."""
+    are None are left out. `card` is that of a memory which is not among them."""
 
-    def __init__(self, op: str, stream: Any, given: dict[str, Any]) -> None:
+    def __init__(self, op: str, stream: Any, given: dict[str, Any], *, card: int | None = None) -> None:
         self.op = op
-        name, self.like = next((name, value) for name, value in given.items() if holds(value))
-        self.card: int = int(self.like.__dlpack_device__()[1])
+        self.like: Any
+        name, self.like = next(((name, value) for name, value in given.items() if holds(value)), ("", None))
+        self.card: int = int(self.like.__dlpack_device__()[1]) if card is None else card
+        name = name if card is None else "the memory"
         self.stream = _handle(op, stream)
         for other, value in given.items():
             self._check(other, value, name)

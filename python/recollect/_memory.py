@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from . import _array, _checks
+from . import _array, _checks, _device
 from . import _hopfield as hopfield
 from ._files import PathLike, load_arrays, open_array, open_in_place, save_arrays
 from ._store import Snapshot, Store
@@ -98,16 +98,25 @@ class HopfieldMemory:
         dtype: npt.DTypeLike | None = None,
         storage: npt.DTypeLike | None = None,
         check_finite: bool = False,
+        stream: int | None = None,
     ) -> HopfieldMemory:
         """A memory that holds ``patterns`` (N, d), and ``values`` (N, e) and ``ids`` (N,) where given.
 
         ``dtype`` follows the patterns unless given: float32 stays, float16 and bfloat16 stay as they are stored
         and are computed with in float32, everything else becomes float64. For errors see :meth:`add`.
 
+        Arrays of a CUDA device stay there, packed once for all retrievals: ``help`` of such a memory says what it does.
+
         >>> HopfieldMemory.from_patterns(np.eye(3, dtype=np.float32), values=[[1], [2], [3]], beta=8)
         HopfieldMemory(3 patterns, d=3, values=1, beta=8.0, dtype=float32)
         """
         who = "HopfieldMemory.from_patterns"
+        if _device.found(patterns, values):
+            from ._device_memory import DeviceMemory  # which is a HopfieldMemory
+
+            rest = {"ids": ids, "dtype": dtype, "storage": storage, "check_finite": check_finite}
+            return DeviceMemory(who, patterns, values, beta=beta, stream=stream, **rest)
+        _device.refuse_stream(who, stream)
         array = _array.floating(who, "patterns", patterns, halves=True)
         readout = None if values is None else _array.floating(who, "values", values, halves=True)
         if array.ndim != 2:
@@ -353,13 +362,8 @@ class HopfieldMemory:
     def _adopt(
         cls, held: Snapshot, *, dtype: npt.DTypeLike, beta: float | None, top: int, mapped: Path | None
     ) -> HopfieldMemory:
-        patterns, values, ids = held
-        if patterns.ndim != 2 or ids.shape != patterns.shape[:1] or ids.dtype != np.int64:
-            raise ValueError(f"patterns has shape {patterns.shape} and ids {ids.shape}; expected (N, d) and (N,)")
-        if values is not None and (values.ndim != 2 or len(values) != len(ids)):
-            raise ValueError(f"values has shape {values.shape}; expected (N={len(ids)}, e)")
-        if len(np.unique(ids)) != len(ids):
-            raise ValueError("an id occurs twice")
+        held.check()
+        patterns, values, _ = held
         half = patterns.dtype if patterns.dtype.name in _checks.HALF else None
         width = None if values is None else values.shape[1]
         memory = cls(patterns.shape[1], values=width, beta=beta, dtype=dtype, storage=half)

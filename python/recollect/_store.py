@@ -34,6 +34,16 @@ class Snapshot(NamedTuple):
             raise KeyError(f"{who}: there is no id {wanted[known.argmin()]} in the memory")
         return rows
 
+    def check(self) -> None:
+        """ValueError: these are not the arrays of a memory."""
+        patterns, values, ids = self
+        if patterns.ndim != 2 or ids.shape != patterns.shape[:1] or ids.dtype != np.int64:
+            raise ValueError(f"patterns has shape {patterns.shape} and ids {ids.shape}; expected (N, d) and (N,)")
+        if values is not None and (values.ndim != 2 or len(values) != len(ids)):
+            raise ValueError(f"values has shape {values.shape}; expected (N={len(ids)}, e)")
+        if len(np.unique(ids)) != len(ids):
+            raise ValueError("an id occurs twice")
+
 
 class Store:
     """The rows of a memory. One writer at a time, any number of readers.

@@ -191,6 +191,44 @@ void energy_backward(const Place& place, const In& state, const In& patterns, co
   cuda::energy_backward(queue(place), in, beta.first, std::string_view(separation), kept, cotangent, to);
 }
 
+/// Of a bank of rows like these on the card: how many patterns, and numbers, a line has.
+std::pair<index_t, index_t> bank_line(const Place& place, const In& rows, bool alike) {
+  check_cards("bank_line", place, named("rows", rows));
+  const ConstArray like = input(rows);
+  return cuda::bank_line(place.first, like.type, like.rank == 2 ? like.extents[1] : 0, alike);
+}
+
+void store(const Place& place, const std::string& op, const std::string& argument, const In& rows, const Out& bank, index_t first,
+           bool packed) {
+  check_cards(op.c_str(), place, named(argument.c_str(), rows), named("the bank", bank));
+  const ConstArray from = input(rows);
+  const Array to = output(bank);
+  nb::gil_scoped_release release;
+  cuda::store(queue(place), op, argument.c_str(), from, to, first, packed);
+}
+
+/// All of a bank to the beginning of a larger one.
+void copy(const Place& place, const In& bank, const Out& larger) {
+  check_cards("copy", place, named("the bank", bank), named("the larger bank", larger));
+  const ConstArray from = input(bank);
+  const Array to = output(larger);
+  if (to.type != from.type || to.size() < from.size()) fail(status::value, "copy: the larger bank is smaller");
+  nb::gil_scoped_release release;
+  cuda::copy(queue(place), to.data, from.data, from.size() * bytes_of(from.type));
+}
+
+/// `memory`: how many patterns, their width, and whether the banks are packed.
+void retrieve_stored(const Place& place, const In& state, const In& patterns, const In& values,
+                     const std::tuple<index_t, index_t, bool>& memory, double beta, index_t steps, const Out& out) {
+  check_cards("hopfield.retrieve", place, named("state", state), named("patterns", patterns), named("values", values), named("out", out));
+  const hopfield::operands in{input(state), input(patterns), input(values), {}, {}};
+  hopfield::results to;
+  to.state = output(out);
+  nb::gil_scoped_release release;
+  const auto [count, width, packed] = memory;
+  cuda::retrieve_stored(queue(place), in, beta, count, width, packed, {"softmax", steps}, to);
+}
+
 /// (op, rule, normalisation, decays are logarithms, chunk), as the core takes them
 using Options = std::tuple<std::string, std::string, std::string, bool, index_t>;
 
@@ -253,6 +291,11 @@ void bind_cuda(nb::module_& m) {
   m.def("cards", &cards);
   m.def("card_name", &cuda::card_name, "card"_a);
   m.def("empty", &empty, "card"_a, "shape"_a, "dtype"_a);
+  m.def("bank_line", &bank_line, "place"_a, array("rows"_a), "alike"_a);
+  m.def("store", &store, "place"_a, "op"_a, "argument"_a, array("rows"_a), array("bank"_a), "first"_a, "packed"_a);
+  m.def("copy", &copy, "place"_a, array("bank"_a), array("larger"_a));
+  m.def("retrieve_stored", &retrieve_stored, "place"_a, array("state"_a), array("patterns"_a), optional("values"_a), "memory"_a, "beta"_a,
+        "steps"_a, array("out"_a));
   m.def("attention_attend", &attend, "place"_a, array("query"_a), array("key"_a), array("value"_a), "scale"_a, optional("mask"_a),
         optional("bias"_a), "causal"_a, "separation"_a, array("out"_a), extra("lse"_a), extra("largest"_a), extra("log_sum"_a));
   m.def("attention_attend_backward", &attend_backward, "place"_a, array("query"_a), array("key"_a), array("value"_a), "scale"_a,

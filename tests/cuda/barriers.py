@@ -21,6 +21,7 @@ KERNELS = {
     "recall_backward_bias": "test_recall_gradients",
     "recall_sum": "test_recall_gradients",
     "recall_sm90": "test_recall_sm90",
+    "recall_pack": "test_recall_bank",
     "fast_weight_scan": "test_fast_weight",
     "top_k_scan": "test_top_k",
     "top_k_backward": "test_top_k",

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from recollect import _backend
 
 from tests.meta.toolchain import ROOT
 
@@ -16,13 +17,11 @@ NOT_RUN = "not run (no device)"
 
 
 def torch_on_device() -> Any:
-    """PyTorch, where it and recollect._cuda have a card; otherwise the test is not run, and says so."""
-    if importlib.util.find_spec("recollect._cuda") is None:
-        pytest.skip(f"{NOT_RUN}: recollect._cuda is not built")
+    """PyTorch, where it and the CUDA backend have a card; otherwise the test is not run, and says so."""
+    if _backend.place() is None:
+        pytest.skip(f"{NOT_RUN}: the CUDA backend is not built")
     torch = pytest.importorskip("torch", reason=f"{NOT_RUN}: no torch to make device arrays with")
-    from recollect import _cuda
-
-    count, why = _cuda.cards()
+    count, why = _backend.load().cards()
     if not count or not torch.cuda.is_available():
         pytest.skip(f"{NOT_RUN}: {why or 'torch finds none'}")
     return torch

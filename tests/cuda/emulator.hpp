@@ -55,9 +55,12 @@ class Block {
     ready_.resize(fibers_.size());
     std::iota(ready_.begin(), ready_.end(), 0);
     for (Fiber& fiber : fibers_) start(fiber);
+    // One warp, another in every block, is slower than the others: up to so slow that it hardly runs while any other can.
+    const int slow = static_cast<int>(random() % warps_.size()), patience = static_cast<int>(random() % 64);
     while (work(random, ready_.empty()) || !ready_.empty()) {
       if (ready_.empty()) continue;
-      std::swap(ready_[random() % ready_.size()], ready_.back());
+      for (int i = 0; i == 0 || (ready_.back() / warp_size == slow && i <= patience); ++i)
+        std::swap(ready_[random() % ready_.size()], ready_.back());
       current_ = ready_.back();
       ready_.pop_back();
       swapcontext(&scheduler_, &fibers_[current_].context);

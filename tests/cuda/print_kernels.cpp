@@ -37,6 +37,7 @@ int main() {
   }
   print<cuda::RecallPack<64>>();
   print<cuda::RecallPack<128>>();
+  print<cuda::RecallStore>();
   print<cuda::RecallMerge>();
   print<cuda::RecallDots>();
   print<cuda::RecallSum>();

@@ -39,4 +39,4 @@ def test_a_state_follows_the_sources(evidence: ModuleType) -> None:
 
 
 def test_show_config_tells_it() -> None:
-    assert str(rc.show_config()["cuda"]).startswith(("not built", "built; "))
+    assert str(rc.show_config()["cuda"]).startswith(("not built", "built ("))

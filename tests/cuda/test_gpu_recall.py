@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import recollect as rc
+from recollect import _backend
 
 from tests.cuda.device import Errors, numbers, poisoned, torch_on_device
 from tests.reference import attention as oracle
@@ -72,6 +73,25 @@ def test_tensor_cores(torch: Any, errors: Errors, size: tuple[int, ...], dtype: 
     errors.check("lse of halves", lse, wanted.lse, 1e-4)
 
 
+@pytest.mark.parametrize("beta", [0.01, 1.0])  # scores within a bound, and not
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("size", [(1, 70000, 64), (64, 300000, 128), (130, 3000, 128), (7, 500, 40)], ids=str)
+def test_a_memory_that_stays(torch: Any, errors: Errors, size: tuple[int, ...], dtype: str, beta: float) -> None:
+    n, m, d = size
+    q, x, y = arrays(torch, n + m, (n, d), (m, d), (m, d), dtype=dtype)
+    memory = rc.hopfield.HopfieldMemory.from_patterns(x[: m // 3], values=y[: m // 3], beta=beta)
+    for begin, end in ((m // 3, m // 2), (m // 2, m)):
+        memory.add(x[begin:end], y[begin:end])
+    for read, values in (("patterns", x), ("values", y)):
+        out = poisoned(torch, n, d, dtype=q.dtype)
+        memory.retrieve(q, read=read, out=out)
+        errors.check(
+            f"memory {dtype}", out, oracle.attend(*map(numbers, (q, x, values)), scale=beta).out, BOUNDS[dtype]
+        )
+        for _ in range(20):  # a race shows as a difference
+            assert torch.equal(memory.retrieve(q, read=read), out)
+
+
 @pytest.mark.parametrize("causal", [False, True, "top-left"])
 def test_masks_biases_and_groups(torch: Any, errors: Errors, causal: Any) -> None:
     q, k, v = arrays(torch, 3, (2, 6, 70, 40), (2, 2, 90, 40), (2, 2, 90, 24))
@@ -89,8 +109,7 @@ def test_masks_biases_and_groups(torch: Any, errors: Errors, causal: Any) -> Non
 
 @pytest.mark.parametrize("size", SIZES[1:], ids=str)
 def test_gradients(torch: Any, errors: Errors, size: tuple[int, ...]) -> None:
-    from recollect import _cuda
-
+    _cuda = _backend.load()
     n, m, d, e = size
     q, k, v, d_out = arrays(torch, 7, (2, n, d), (2, m, d), (2, m, e), (2, n, e))
     out, kept = poisoned(torch, 2, n, e), [poisoned(torch, 2, n), poisoned(torch, 2, n)]

@@ -90,6 +90,7 @@ void test_sizes(std::mt19937_64& random) {
     check_forward(a, what.c_str());
     check_backward(a, random, what.c_str());
   }
+  check_forward(plain(random, 2, 2600, 16, 20), "so many splits that a block merges a row");
   CHECK_EQUAL(attend(plain(random, 2, 600, 16, 16), 0).launches, 2);  // split and merged
   CHECK_EQUAL(attend(plain(random, 70, 65, 16, 16), 0).launches, 1);
 }

@@ -3,12 +3,10 @@ tests/cuda."""
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 import numpy as np
 import pytest
 import recollect as rc
-from recollect import _device
+from recollect import _backend, _device
 
 ON_DEVICE = "is on a CUDA device"
 
@@ -48,6 +46,7 @@ q, k, v, beta = Fake(2, 5, 4), Fake(2, 7, 4), Fake(2, 7, 3), Fake(2, 5)
 HERE = np.zeros((2, 7, 4), np.float32)
 
 SUPPORTED = {
+    "HopfieldMemory.from_patterns": lambda: rc.hopfield.HopfieldMemory.from_patterns(Fake(7, 4)),
     "attention.attend": lambda: rc.attention.attend(q, k, v),
     "hopfield.retrieve": lambda: rc.hopfield.retrieve(q, k, beta=1.0),
     "backtracking.sparse_read": lambda: rc.backtracking.sparse_read(q, k, k_top=2, score="dot"),
@@ -68,11 +67,9 @@ GRADIENTS = {
 
 
 def no_device() -> str:
-    if find_spec("recollect._cuda") is None:
+    if _backend.place() is None:
         return "this build of recollect has no CUDA backend"
-    from recollect import _cuda
-
-    if _cuda.cards()[0]:
+    if _backend.load().cards()[0]:
         pytest.skip("there is a device here")
     return "CUDA does not answer: "
 
@@ -301,7 +298,9 @@ def test_an_unusable_output_is_refused(module):
 
 
 def test_the_module_takes_arrays_of_a_device_alone():
-    cuda = pytest.importorskip("recollect._cuda", reason="not built")
+    if _backend.place() is None:
+        pytest.skip("not built")
+    cuda = _backend.load()
     x = np.zeros((3, 4), np.float32)
     sentence = "attention.attend: query is not on a CUDA device; expected cuda:0"
     with pytest.raises(TypeError, match=sentence):
@@ -315,3 +314,10 @@ def test_the_module_takes_arrays_of_a_device_alone():
     with pytest.raises(TypeError, match="attention.attend: query is not on a CUDA device"):
         how = ((1.0, None), None, None, "none", "softmax")
         cuda.attention_attend_backward((0, 0), x, x, x, *how, x[:, 0], x[:, 0], x, x, x, x, x)
+    with pytest.raises(TypeError, match="HopfieldMemory.add: patterns is not on a CUDA device"):
+        cuda.store((0, 0), "HopfieldMemory.add", "patterns", x, x, 0, False)
+    with pytest.raises(TypeError, match="hopfield.retrieve: state is not on a CUDA device"):
+        cuda.retrieve_stored((0, 0), x, x, None, (3, 4, False), 1.0, 1, x)
+    for call in (lambda: cuda.bank_line((0, 0), x, True), lambda: cuda.copy((0, 0), x, x)):
+        with pytest.raises(TypeError, match="is not on a CUDA device; expected cuda:0"):
+            call()

@@ -4,9 +4,11 @@
 
 #include "emulator_sm90.hpp"
 #include <cstdlib>
+#include <cstring>
 
 #include "recollect/cuda/energy.hpp"
 #include "recollect/cuda/fast_weight.hpp"
+#include "recollect/cuda/recall_bank.hpp"
 #include "recollect/cuda/recall_gradients.hpp"
 #include "recollect/cuda/sparse_read.hpp"
 
@@ -15,6 +17,7 @@ namespace recollect::cuda {
 int cards(std::string&) { return 1; }
 std::string card_name(int) { return "emulated"; }
 void* allocate(int, index_t bytes) { return std::malloc(static_cast<std::size_t>(bytes)); }
+void copy(const Queue&, void* to, const void* from, index_t bytes) { std::memcpy(to, from, static_cast<std::size_t>(bytes)); }
 void release(void* memory) noexcept { std::free(memory); }
 
 void attend(const Queue&, const attention::operands& in, double scale, const attention::parameters& how, const attention::results& out) {
@@ -73,6 +76,22 @@ void energy_backward(const Queue&, const hopfield::operands& in, double beta, co
                      const ConstArray& d_out, const hopfield::gradients& d_in) {
   emulator::Hopper device;
   energy_backward(device, in, beta, separation, kept, d_out, d_in);
+}
+
+std::pair<index_t, index_t> bank_line(int, dtype type, index_t width, bool alike) {
+  const BankLine line = line_of(width, packs_on(90, type, width, alike));
+  return {line.patterns, line.numbers};
+}
+
+void store(const Queue&, std::string_view op, const char* argument, const ConstArray& rows, const Array& bank, index_t first, bool packed) {
+  emulator::Hopper device;
+  store(op, argument, device, rows, bank, first, packed);
+}
+
+void retrieve_stored(const Queue&, const hopfield::operands& in, double beta, index_t patterns, index_t width, bool packed,
+                     const hopfield::parameters& how, const hopfield::results& out) {
+  emulator::Hopper device;
+  retrieve_stored(device, in, beta, patterns, width, packed, how, out);
 }
 
 void fast_weight_forward(const Queue&, std::string_view op, const fast_weight::operands& in, double scale, std::string_view feature_map,

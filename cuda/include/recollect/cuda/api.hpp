@@ -6,6 +6,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "recollect/cuda/retrieval_step.hpp"
 #include "recollect/math/feature_map.hpp"
@@ -27,7 +28,16 @@ int cards(std::string& why);
 std::string card_name(int card);
 /// Memory of the card that is no framework's, and the way back.
 void* allocate(int card, index_t bytes);
+/// Bytes of the card to another place of it.
+void copy(const Queue& queue, void* to, const void* from, index_t bytes);
 void release(void* memory) noexcept;
+
+/// Memories that stay on a card (recall_bank.hpp). How many patterns, and numbers, a line of their bank has: packed, if several patterns.
+std::pair<index_t, index_t> bank_line(int card, dtype type, index_t width, bool alike);
+void store(const Queue& queue, std::string_view op, const char* argument, const ConstArray& rows, const Array& bank, index_t first,
+           bool packed);
+void retrieve_stored(const Queue& queue, const hopfield::operands& in, double beta, index_t patterns, index_t width, bool packed,
+                     const hopfield::parameters& how, const hopfield::results& out);
 
 void attend(const Queue& queue, const attention::operands& in, double scale, const attention::parameters& how,
             const attention::results& out);

@@ -59,15 +59,15 @@ inline RecallArguments arguments(std::string_view op, const RecallOperands& in, 
 
 /// Memories packed for tensor cores; nothing where portable kernels serve.
 struct Bank {
-  char *keys = nullptr, *values = nullptr;
+  const char *keys = nullptr, *values = nullptr;
 };
 
 template <class Device>
-char* packed(std::string_view op, Device& device, const RecallArguments& a, const Memory& memory) {
+const char* packed(std::string_view op, Device& device, const RecallArguments& a, const Memory& memory) {
   const auto with = [&]<int Width>() {
     using Kernel = RecallPack<Width>;
-    PackArguments pack{memory, a.outer_axes, a.outer, a.patterns, nullptr};
-    pack.packed = static_cast<char*>(device.scratch(Kernel::blocks(pack) * Kernel::Tile::bytes));
+    PackArguments pack{memory, a.outer_axes, a.outer, 0, a.patterns, nullptr};
+    pack.packed = static_cast<char*>(device.scratch(Kernel::blocks(pack) * Kernel::Tile::pitch));
     launch<Kernel>(op, device, pack);
     return pack.packed;
   };
@@ -254,10 +254,10 @@ class Visited {
 }  // namespace detail
 
 /// `steps` softmaxes, one launch after the other; states between them are of the state's type. `tol` ends no row on a device.
-/// `kept` is none, or room for every step.
+/// `kept` is none, or room for every step. `banks`: the memories as they were packed before (recall_bank.hpp).
 template <class Device>
 void retrieve(Device& device, const hopfield::operands& in, double beta, const hopfield::parameters& how, const hopfield::results& out,
-              std::span<const RetrievalStep> kept = {}) {
+              std::span<const RetrievalStep> kept = {}, const detail::Bank* banks = nullptr) {
   using namespace detail;
   constexpr std::string_view op = retrieve_op;
   const ConstArray list[] = {in.state, in.patterns, in.values, in.beta, in.mask};
@@ -272,7 +272,9 @@ void retrieve(Device& device, const hopfield::operands& in, double beta, const h
   const int batch = p.shapes.batch_rank();
   const auto place = [&](const Array& array) { return output(p.fold, array, batch); };
   const Visited<Device> visited(device, p, how.steps, kept);
-  const Bank from = bank(op, device, p.arguments);
+  if (banks && !on_tensor_cores(device.architecture(), p.arguments))
+    fail(status::type, op, ": state has dtype ", name(in.state.type), "; expected ", name(in.patterns.type), ", as the packed patterns");
+  const Bank from = banks ? *banks : bank(op, device, p.arguments);
   for (index_t step = 0; step < how.steps; ++step) {
     const bool last = step + 1 == how.steps;
     RecallArguments a = p.arguments;

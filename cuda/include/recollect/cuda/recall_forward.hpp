@@ -129,42 +129,67 @@ struct RecallForward {
   }
 };
 
-/// The parts of every row, merged in their order: a warp for each row.
+/// The parts of every row, merged in a fixed order: few parts by a warp for each row, many by a block, whose warps take them in turn.
 struct RecallMerge {
   using Arguments = RecallArguments;
-  static constexpr int threads = 128, rows = threads / warp_size;
+  static constexpr int warps = 8, threads = warps * warp_size, widest = 256;
   static constexpr const char* name = "recall_merge";
 
-  static constexpr index_t blocks(const Arguments& a) { return tiles_of(a.outer * a.rows, rows); }
-  static constexpr index_t shared_bytes() { return 0; }
+  /// How many warps a row has.
+  static constexpr int team(const Arguments& a) { return a.splits > 8 ? warps : 1; }
+  static constexpr index_t blocks(const Arguments& a) { return tiles_of(a.outer * a.rows, warps / team(a)); }
+  static constexpr index_t shared_bytes() { return warps * widest * sizeof(float); }
 
   template <class Thread>
   static constexpr void run(const Thread& thread, const Arguments& a) {
-    const index_t row = thread.block() * rows + thread.index() / warp_size, all = a.outer * a.rows;
-    if (row >= all) return;
-    const index_t o = row / a.rows, r = row % a.rows;
-    const int lane = thread.index() % warp_size;
+    const int lane = thread.index() % warp_size, warp = thread.index() / warp_size, member = warp % team(a);
+    const index_t all = a.outer * a.rows, row = thread.block() * (warps / team(a)) + warp / team(a);
+    const bool there = row < all;
     math::OnlineSoftmax<float> state;
-    for (index_t split = 0; split < a.splits; ++split) {
-      state.raise(a.partial_states[2 * (split * all + row)]);
-      state.sum += a.partial_states[2 * (split * all + row) + 1] * weight_of(a, split * all + row, state);
+    float* const sums = reinterpret_cast<float*>(thread.shared()) + warp * widest;
+    if (there) {
+      state = merged(thread, a, row, all, lane);
+      for (int e = lane; e < a.value_width && a.out.given(); e += warp_size) {
+        float sum = 0;
+#pragma unroll 4
+        for (index_t split = member; split < a.splits; split += team(a)) {
+          const index_t part = split * all + row;
+          const float weight = weight_of(a, part, state);
+          sum = weight != 0 ? std::fma(weight, a.partial_sums[part * a.value_width + e], sum) : sum;
+        }
+        sums[e] = sum;
+      }
     }
+    thread.barrier();
+    if (!there || member != 0) return;
+    const index_t o = row / a.rows, r = row % a.rows;
     if (lane == 0) write_row_results(a, o, r, state);
     if (!a.out.given()) return;
-    const float divisor = state.sum == 0 ? 0.0f : 1 / state.sum;
+    const float factor = state.sum == 0 ? 0.0f : 1 / state.sum;
     const index_t begin = a.offsets(o, r, a.out)[0];
     for (int e = lane; e < a.value_width; e += warp_size) {
       float sum = 0;
-      for (index_t split = 0; split < a.splits; ++split) {
-        const index_t part = split * all + row;
-        const float weight = weight_of(a, part, state);
-        if (weight != 0) sum = std::fma(weight, a.partial_sums[part * a.value_width + e], sum);
-      }
-      write(a.out.at.data, a.out.type, begin + e * a.out.at.inner, sum * divisor);
+      for (int other = 0; other < team(a); ++other) sum += sums[other * widest + e];
+      write(a.out.at.data, a.out.type, begin + e * a.out.at.inner, sum * factor);
     }
   }
 
  private:
+  /// The state of all parts, in every lane.
+  template <class Thread>
+  static constexpr math::OnlineSoftmax<float> merged(const Thread& thread, const Arguments& a, index_t row, index_t all, int lane) {
+    math::OnlineSoftmax<float> state;
+    for (index_t split = lane; split < a.splits; split += warp_size) {
+      const float largest = a.partial_states[2 * (split * all + row)];
+      state.largest = largest > state.largest ? largest : state.largest;
+    }
+    state.largest = largest_of_lanes<warp_size>(thread, state.largest);
+    for (index_t split = lane; split < a.splits; split += warp_size)
+      state.sum += a.partial_states[2 * (split * all + row) + 1] * weight_of(a, split * all + row, state);
+    state.sum = sum_of_lanes<warp_size>(thread, state.sum);
+    return state;
+  }
+
   static constexpr float weight_of(const Arguments& a, index_t part, const math::OnlineSoftmax<float>& state) {
     return std::exp2(a.partial_states[2 * part] - state.reference());
   }

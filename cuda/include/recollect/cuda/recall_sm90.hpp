@@ -2,7 +2,12 @@
 /// Attention and Hopfield retrieval for Hopper's tensor cores (sm_90a): memories of 16-bit numbers, 64 or 128 wide, packed by
 /// recall_pack.hpp; no mask, no bias. One warpgroup of a block brings tiles of patterns into a ring of stages; each of the others owns 64
 /// rows, holds their queries in registers, and takes two products of every tile: scores = queries . keys^T and sums += weights . values.
-/// The next scores are computed while the sums of the tile before are. In a retrieval keys and values are the same bytes.
+/// The next scores are computed while the sums of the tile before are. In a retrieval keys and values are the same bytes. Where there are
+/// no more than 64 rows, all warpgroups own these and take the tiles in turn: each then has a part of the patterns as blocks have, to be
+/// merged. One alone would take longer for a tile than memory takes to bring it.
+///
+/// The largest score of a row is raised tile by tile, and what was summed shrinks each time, unless |score| <= b = scale |query| max |key|
+/// is small: then scores are taken relative to b from the beginning. No weight is below 2^(-2 b), which 16 bits have to hold.
 ///
 /// Numbers are those of recall_forward.hpp but that weights are rounded to 16 bits before they meet the values, and that an infinite value
 /// makes NaN even where its weight is 0. Beyond what device.hpp says a thread of such a kernel has (ptx_sm90.cuh):
@@ -40,11 +45,19 @@ struct RecallSm90 {
   static constexpr int stages = Shared ? (Width == 64 ? 6 : 5) : (Width == 64 ? 5 : 3);
   static constexpr std::uint32_t stage_bytes = Tile::bytes * (Shared ? 1 : 2);
   static constexpr int producer_registers = 24, consumer_registers = 240;
+  /// Of 2 b; and what is read has to be longer than this, lest it vanish when it is multiplied by a small weight.
+  static constexpr float widest_range = dtype_of<T> == dtype::float16 ? 14.0f : 80.0f, shortest = 1e-6f;
 
-  static constexpr index_t splits(const RecallArguments& a) {
-    return splits_of(a.outer * tiles_of(a.rows, rows), tiles_of(a.patterns, Tile::patterns), 132, 132);
+  /// How many parts of the patterns a block has; several only where merging them is little work beside reading the patterns.
+  static constexpr int parts(const RecallArguments& a) {
+    return a.rows <= 64 && a.patterns >= 32 * a.rows && a.patterns > 4 * consumers * Tile::patterns ? consumers : 1;
   }
-  static constexpr index_t blocks(const Arguments& a) { return a.recall.outer * a.recall.splits * tiles_of(a.recall.rows, rows); }
+  static constexpr index_t splits(const RecallArguments& a) {
+    return parts(a) * splits_of(a.outer * tiles_of(a.rows, rows), tiles_of(a.patterns, Tile::patterns), 132, 132);
+  }
+  static constexpr index_t blocks(const Arguments& a) {
+    return a.recall.outer * (a.recall.splits / parts(a.recall)) * tiles_of(a.recall.rows, rows);
+  }
   static constexpr index_t shared_bytes() { return stages * stage_bytes + 2 * stages * 8; }
 
   template <class Thread>
@@ -54,7 +67,7 @@ struct RecallSm90 {
     if (thread.index() == 0) {
       for (int stage = 0; stage < stages; ++stage) {
         thread.init(full(ring, stage), 1);
-        thread.init(empty(ring, stage), 4 * consumers);  // a thread of each warp
+        thread.init(empty(ring, stage), 4 * consumers / parts(a.recall));  // a thread of each warp
       }
       thread.fence_async();
     }
@@ -64,7 +77,8 @@ struct RecallSm90 {
       if (thread.index() == 0) produce(thread, a, part, ring);
     } else {
       thread.template take_registers<consumer_registers>();
-      consume(thread, a.recall, part, ring);
+      const int consumer = thread.index() / warpgroup_size - 1;
+      consume(thread, a, part_of(a.recall, part, consumer), ring);
     }
   }
 
@@ -75,20 +89,24 @@ struct RecallSm90 {
   using Weights = std::uint32_t[Tile::patterns / 16][4];
   using State = math::OnlineSoftmax<float>[2];  // of a thread's two rows; sums are of its own columns until the end
 
-  /// What a block does: some rows of an outer entry, some tiles of its patterns.
+  /// What a block, or a warpgroup, does: some rows of an outer entry, some tiles of its patterns, one in `step`.
   struct Part {
     index_t outer = 0, split = 0, first_row = 0, tile = 0, end = 0, tiles = 0;
+    int step = 1;
   };
 
   static constexpr Part part_of(const RecallArguments& a, index_t block) {
     const index_t row_tiles = tiles_of(a.rows, rows), rest = block / row_tiles, tiles = tiles_of(a.patterns, Tile::patterns);
-    const index_t split = rest % a.splits;
-    return {rest / a.splits,
-            split,
-            block % row_tiles * rows,
-            first_tile(tiles, split, a.splits),
-            first_tile(tiles, split + 1, a.splits),
-            tiles};
+    const index_t splits = a.splits / parts(a), split = rest % splits;
+    return {rest / splits, split, block % row_tiles * rows, first_tile(tiles, split, splits), first_tile(tiles, split + 1, splits), tiles};
+  }
+  static constexpr Part part_of(const RecallArguments& a, Part part, int consumer) {
+    part.step = parts(a);
+    if (part.step == 1)
+      part.first_row += consumer * 64;
+    else
+      part.tile += consumer, part.split = part.split * part.step + consumer;
+    return part;
   }
 
   static constexpr std::uint32_t full(std::uint32_t ring, int stage) { return ring + stages * stage_bytes + 8 * stage; }
@@ -99,8 +117,9 @@ struct RecallSm90 {
     int stage = 0;
     bool odd = false;
 
-    constexpr void next() {
-      if (++stage == stages) stage = 0, odd = !odd;
+    constexpr void next(int step = 1) {
+      stage += step;
+      if (stage >= stages) stage -= stages, odd = !odd;
     }
   };
 
@@ -108,7 +127,7 @@ struct RecallSm90 {
   static constexpr void produce(const Thread& thread, const Arguments& a, const Part& part, std::uint32_t ring) {
     Turn turn;
     for (index_t tile = part.tile; tile < part.end; ++tile, turn.next()) {
-      const index_t place = (part.outer * part.tiles + tile) * Tile::bytes;
+      const index_t place = (part.outer * part.tiles + tile) * Tile::pitch;
       const std::uint32_t stage = ring + turn.stage * stage_bytes, arrived = full(ring, turn.stage);
       thread.wait(empty(ring, turn.stage), !turn.odd);  // at once in the first round
       thread.expect(arrived, stage_bytes);
@@ -118,9 +137,10 @@ struct RecallSm90 {
   }
 
   template <class Thread>
-  static constexpr void consume(const Thread& thread, const RecallArguments& a, const Part& part, std::uint32_t ring) {
+  static constexpr void consume(const Thread& thread, const Arguments& arguments, const Part& part, std::uint32_t ring) {
+    const RecallArguments& a = arguments.recall;
     const int lane = thread.index() % warpgroup_size;
-    const index_t first = part.first_row + (thread.index() / warpgroup_size - 1) * 64 + operand_row(lane, 0);
+    const index_t first = part.first_row + operand_row(lane, 0);
     Queries queries;
     float factor[2] = {};
 #pragma unroll
@@ -129,31 +149,34 @@ struct RecallSm90 {
     Weights weights;
     Sums sums;
     State state;
+    const bool bounded = bound(thread, arguments, part, queries, factor, state);
 #pragma unroll
     for (int i = 0; i < Width / 2; ++i) sums[i] = 0;
-    Turn turn, before;
-    thread.wait(full(ring, 0), false);
-    start_scores(thread, ring, queries, scores);
+    Turn turn{static_cast<int>(part.split % part.step), false}, before = turn;
+    thread.wait(full(ring, turn.stage), false);
+    start_scores(thread, ring + turn.stage * stage_bytes, queries, scores);
     thread.template finish_products<0>(scores);
-    for (index_t tile = part.tile;; ++tile) {
+    for (index_t tile = part.tile;; tile += part.step) {
       // Here the scores of `tile` are known, and the sums of the tile before it are being added to.
-      float shrink[2] = {};
+      float shrink[2] = {1, 1};
       if ((tile + 1) * Tile::patterns > a.patterns) hide(lane, static_cast<int>(a.patterns - tile * Tile::patterns), scores);
-      weigh(thread, factor, scores, state, shrink);
+      weigh(thread, factor, bounded, scores, state, shrink);
       thread.template finish_products<0>(sums);
       if (tile > part.tile) {
         if (lane % warp_size == 0) thread.arrive(empty(ring, before.stage));
-        before.next();
+        before.next(part.step);
       }
       round(thread, scores, weights);
+      if (!bounded) {
 #pragma unroll
-      for (int i = 0; i < Width / 2; ++i) sums[i] *= shrink[i / 2 % 2];
+        for (int i = 0; i < Width / 2; ++i) sums[i] *= shrink[i / 2 % 2];
+      }
       const std::uint32_t values = ring + turn.stage * stage_bytes + (Shared ? 0 : Tile::bytes);
-      if (tile + 1 == part.end) {
+      if (tile + part.step >= part.end) {
         add_weighted(thread, values, weights, sums);
         break;
       }
-      turn.next();
+      turn.next(part.step);
       thread.wait(full(ring, turn.stage), turn.odd);
       start_scores(thread, ring + turn.stage * stage_bytes, queries, scores);
       add_weighted(thread, values, weights, sums);
@@ -183,6 +206,41 @@ struct RecallSm90 {
     return size < 1e-30f ? 1e-30f : size;
   }
 
+  /// Whether all rows of the warp have a bound that is small enough; states then begin with it. Gradients want the largest score itself.
+  template <class Thread>
+  static constexpr bool bound(const Thread& thread, const Arguments& a, const Part& part, const Queries& queries, const float (&factor)[2],
+                              State& state) {
+    const float key = longest(thread, a.keys, part), read = Shared ? key : longest(thread, a.values, part);
+    float bounds[2] = {};
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float square = 0;
+#pragma unroll
+      for (int step = 0; step < Width / 16; ++step)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const float x = widen<float>(T{static_cast<std::uint16_t>(queries[step][i / 2 * 2 + half] >> i % 2 * 16)});
+          square = std::fma(x, x, square);
+        }
+      bounds[half] = factor[half] * std::sqrt(sum_of_lanes<4>(thread, square)) * key;
+    }
+    const bool small = 2 * bounds[0] <= widest_range && 2 * bounds[1] <= widest_range && read >= shortest && !a.recall.largest.given();
+    const bool bounded = largest_of_lanes<warp_size>(thread, small ? 0.0f : 1.0f) == 0;
+    if (bounded) state[0].largest = bounds[0], state[1].largest = bounds[1];
+    return bounded;
+  }
+
+  /// The length of the longest pattern in a part's tiles.
+  template <class Thread>
+  static constexpr float longest(const Thread& thread, const char* packed, const Part& part) {
+    float length = 0;
+    for (index_t tile = part.tile + thread.index() % warp_size * part.step; tile < part.end; tile += warp_size * part.step) {
+      const float of_tile = *reinterpret_cast<const float*>(packed + (part.outer * part.tiles + tile) * Tile::pitch + Tile::bytes);
+      length = of_tile > length ? of_tile : length;
+    }
+    return largest_of_lanes<warp_size>(thread, length);
+  }
+
   template <class Thread>
   static constexpr void start_scores(const Thread& thread, std::uint32_t keys, const Queries& queries, Scores& scores) {
     thread.start_products();
@@ -210,15 +268,18 @@ struct RecallSm90 {
 
   /// Products become weights, and what was summed before shrinks by a factor.
   template <class Thread>
-  static constexpr void weigh(const Thread& thread, const float (&factor)[2], Scores& scores, State& state, float (&shrink)[2]) {
+  static constexpr void weigh(const Thread& thread, const float (&factor)[2], bool bounded, Scores& scores, State& state,
+                              float (&shrink)[2]) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       float largest = -infinity, sum = 0;
+      if (!bounded) {
 #pragma unroll
-      for (int i = 2 * half; i < Tile::patterns / 2; i += 4)
+        for (int i = 2 * half; i < Tile::patterns / 2; i += 4)
 #pragma unroll
-        for (int k = 0; k < 2; ++k) largest = scores[i + k] > largest ? scores[i + k] : largest;
-      shrink[half] = state[half].raise(factor[half] * largest_of_lanes<4>(thread, largest));
+          for (int k = 0; k < 2; ++k) largest = scores[i + k] > largest ? scores[i + k] : largest;
+        shrink[half] = state[half].raise(factor[half] * largest_of_lanes<4>(thread, largest));
+      }
       const float reference = state[half].reference();
 #pragma unroll
       for (int i = 2 * half; i < Tile::patterns / 2; i += 4)

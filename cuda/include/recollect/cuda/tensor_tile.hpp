@@ -15,12 +15,13 @@ inline constexpr int warpgroup_size = 128;
 /// multiple of 1024 bytes.
 constexpr std::uint32_t swizzled(std::uint32_t address) { return address ^ (address >> 7 & 7u) << 4; }
 
-/// Patterns x width numbers: panels of 64 columns, in each a row of 128 bytes for every pattern, swizzled.
+/// Patterns x width numbers: panels of 64 columns, in each a row of 128 bytes for every pattern, swizzled. In memory a tile is followed by
+/// a line of 128 bytes that begins with the length of its longest pattern, a float32.
 template <int Patterns, int Width>
 struct TensorTile {
   static_assert(Patterns % 16 == 0 && Width % 64 == 0);
   static constexpr int patterns = Patterns, width = Width;
-  static constexpr std::uint32_t panel_bytes = Patterns * 128, bytes = panel_bytes * (Width / 64);
+  static constexpr std::uint32_t panel_bytes = Patterns * 128, bytes = panel_bytes * (Width / 64), pitch = bytes + 128;
 
   static constexpr std::uint32_t offset(int pattern, int column) {
     const std::uint32_t inside = static_cast<std::uint32_t>(pattern * 128 + column % 64 * 2);
