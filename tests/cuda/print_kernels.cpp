@@ -29,10 +29,16 @@ int main() {
     cuda::select_forward(width, []<class Kernel>() { print<Kernel>(); });
     cuda::select_backward(width, []<class Rows, class Patterns>() { print<Rows>(), print<Patterns>(); });
     for (const bool normalised : {false, true}) cuda::select_scan(width, normalised, []<class Kernel>() { print<Kernel>(); });
+    cuda::select_reverse(width, []<class Checkpoints, class Reverse>() { print<Checkpoints>(), print<Reverse>(); });
   }
   print<cuda::RecallPack<64>>();
   print<cuda::RecallPack<128>>();
   print<cuda::RecallMerge>();
   print<cuda::RecallDots>();
   print<cuda::CopyNormaliser>();
+  print<cuda::FastWeightNormaliser>();
+  print<cuda::FastWeightNormaliserReverse>();
+  print<cuda::FastWeightPull>();
+  print<cuda::FastWeightScaleGradient>();
+  print<cuda::SumSequences>();
 }

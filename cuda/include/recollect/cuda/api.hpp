@@ -33,5 +33,8 @@ void attend_backward(const Queue& queue, const attention::operands& in, double s
 void retrieve(const Queue& queue, const hopfield::operands& in, double beta, const hopfield::parameters& how, const hopfield::results& out);
 void fast_weight_forward(const Queue& queue, std::string_view op, const fast_weight::operands& in, double scale,
                          std::string_view feature_map, row_norm norm, const fast_weight::parameters& how, const fast_weight::results& out);
+void fast_weight_backward(const Queue& queue, std::string_view op, const fast_weight::operands& in, double scale,
+                          std::string_view feature_map, row_norm norm, const fast_weight::parameters& how, const ConstArray& d_out,
+                          const ConstArray& d_state, const fast_weight::gradients& d_in);
 
 }  // namespace recollect::cuda

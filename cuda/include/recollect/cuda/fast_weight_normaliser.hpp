@@ -26,7 +26,7 @@ struct FastWeightNormaliser {
     float z[per_thread] = {};
     const index_t state = a.state.given() ? a.offset(a.state, h) + a.values * a.state.inner : 0;
     each(thread, a, [&](int i, int k) {
-      if (a.state.given()) z[i] = read(a.state.data, a.state.type, state + k * a.state.time);
+      if (a.state.given()) z[i] = read<float>(a.state.data, state + k * a.state.time);
       arguments.normaliser_after(h, 0)[k] = z[i];
     });
     for (index_t first = 0; first < a.tokens; first += Scan::chunk) {
@@ -109,7 +109,7 @@ struct FastWeightNormaliserReverse : FastWeightNormaliser {
       if (!arguments.last())
         r[i] = arguments.carried_normaliser[h * a.keys + k];
       else if (from.given())
-        r[i] = read(from.data, from.type, begin + k * from.time);
+        r[i] = read<float>(from.data, begin + k * from.time);
     });
   }
 
@@ -122,7 +122,7 @@ struct FastWeightNormaliserReverse : FastWeightNormaliser {
       if (arguments.number > 0)
         arguments.carried_normaliser[h * a.keys + k] = r[i];
       else if (to.given())
-        write(to.data, to.type, begin + k * to.time, r[i]);
+        write<float>(to.data, begin + k * to.time, r[i]);
     });
   }
 };

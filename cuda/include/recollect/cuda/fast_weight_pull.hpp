@@ -140,7 +140,7 @@ struct FastWeightScaleGradient {
     float sum = 0;
     for (index_t i = thread.index() % warp_size; i < count; i += warp_size) sum += a.numbers_of(h, 0, i)[of_scale];
     sum = sum_of_lanes<warp_size>(thread, sum);
-    if (thread.index() % warp_size == 0) write(a.d_scale.data, a.d_scale.type, a.scan.offset(a.d_scale, h), sum);
+    if (thread.index() % warp_size == 0) write<float>(a.d_scale.data, a.scan.offset(a.d_scale, h), sum);
   }
 };
 

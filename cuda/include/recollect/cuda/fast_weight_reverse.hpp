@@ -165,19 +165,17 @@ struct FastWeightReverse : FastWeightReplay<Per_thread> {
     Replay::recover(thread, a.checkpoints, thread.block() * a.chunks() + a.number, back.s.state);
     back.load(thread);
     const index_t begin = a.first(), end = begin + a.count(), entry = thread.block() * a.chunk;
-    for (index_t first = begin; first < end; first += Replay::chunk) {
+    const index_t stages = (end - begin + Replay::chunk - 1) / Replay::chunk;
+    for (index_t i = 0; i < 2 * stages; ++i) {  // there and back; the stage at which it turns is still there
+      const bool there = i < stages;
+      const index_t first = begin + (there ? i : 2 * stages - 1 - i) * Replay::chunk;
       const int count = end - first < Replay::chunk ? static_cast<int>(end - first) : Replay::chunk;
-      Replay::bring(thread, a, at, first, count, stage);
-      for (int t = 0; t < count; ++t) {
+      if (i != stages) Replay::bring(thread, a, at, first, count, stage);
+      for (int t = 0; there && t < count; ++t) {
         Replay::keep(thread, a.states, entry + first - begin + t, back.s.state);
         Replay::advance(thread, stage, t, at.own, back.s);
       }
-    }
-    for (index_t first = begin + (end - begin + Replay::chunk - 1) / Replay::chunk * Replay::chunk; first > begin;) {
-      first -= Replay::chunk;
-      const int count = end - first < Replay::chunk ? static_cast<int>(end - first) : Replay::chunk;
-      Replay::bring(thread, a, at, first, count, stage);
-      for (int t = count - 1; t >= 0; --t) back.pull(thread, t, first + t, entry + first - begin + t);
+      for (int t = count - 1; !there && t >= 0; --t) back.pull(thread, t, first + t, entry + first - begin + t);
     }
     back.store(thread);
   }
@@ -198,7 +196,7 @@ struct FastWeightReverse : FastWeightReplay<Per_thread> {
       const index_t begin = a.scan.offset(a.d_out_state, at.h) + at.column * a.d_out_state.inner;
 #pragma unroll
       for (int i = 0; i < Per_thread; ++i)
-        if (s.row(i) < a.scan.keys) gradient[i] = read(a.d_out_state.data, a.d_out_state.type, begin + s.row(i) * a.d_out_state.time);
+        if (s.row(i) < a.scan.keys) gradient[i] = read<float>(a.d_out_state.data, begin + s.row(i) * a.d_out_state.time);
     }
 
     template <class Thread>
@@ -208,7 +206,7 @@ struct FastWeightReverse : FastWeightReplay<Per_thread> {
       const index_t begin = a.scan.offset(a.d_state, at.h) + at.column * a.d_state.inner;
 #pragma unroll
       for (int i = 0; i < Per_thread; ++i)
-        if (s.row(i) < a.scan.keys) write(a.d_state.data, a.d_state.type, begin + s.row(i) * a.d_state.time, gradient[i]);
+        if (s.row(i) < a.scan.keys) write<float>(a.d_state.data, begin + s.row(i) * a.d_state.time, gradient[i]);
     }
 
     template <class Thread>
@@ -231,8 +229,8 @@ struct FastWeightReverse : FastWeightReplay<Per_thread> {
     constexpr void pull_read(const Thread& thread, int t) {
       const float* query = stage.operands.query + t * width;
       const float divided = a.normaliser ? inverse(stage.of_output[t]) : 1.0f, g = stage.d_out[t * Replay::columns + at.own];
-      const float scale = a.scan.scale.given() ? cuda::read(a.scan.scale.data, a.scan.scale.type, a.scan.offset(a.scan.scale, at.h))
-                                               : a.scan.scale_number;
+      const float scale =
+          a.scan.scale.given() ? read<float>(a.scan.scale.data, a.scan.offset(a.scan.scale, at.h)) : a.scan.scale_number;
       const float number = divided * Sequence::over_groups(thread, s.along(query, s.state)), d_number = scale * g * divided;
       numbers[of_scale] = g * number;
       numbers[of_output] = -d_number * number;
