@@ -179,6 +179,8 @@ class Tape:
 
     def __init__(self, p: Problem, out: bool = True, state: bool = True, stream: int | None = None) -> None:
         self.problem, self.stream = p, stream
+        self.out: Array | None
+        self.state: Array | None
         if p.on_device:
             self.out, self.state = on_device(p, None, state, None, stream)
             return

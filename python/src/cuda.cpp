@@ -110,9 +110,7 @@ fast_weight::parameters parameters(const Options& options) {
           std::get<3>(options), std::get<4>(options)};
 }
 
-row_norm divisor(const std::string& norm) {
-  return norm == "sum" ? row_norm::sum : norm == "l2" ? row_norm::l2 : row_norm::none;
-}
+row_norm divisor(const std::string& norm) { return norm == "sum" ? row_norm::sum : norm == "l2" ? row_norm::l2 : row_norm::none; }
 
 void fast_weight(const Place& place, const In& query, const In& key, const In& value, const In& beta, const In& a, const In& b,
                  const In& decay, const In& channel_decay, const Scale& scale, const In& state, const std::string& feature_map,

@@ -40,9 +40,7 @@ def cases(T: int, K: int, V: int) -> dict[str, Case]:
 Witness = tuple[str, np.ndarray, np.ndarray, float]
 
 
-def witnesses(
-    case: Case, card: Callable[[Any], Any], numbers: Callable[[Any], Any], **more: Any
-) -> Iterator[Witness]:
+def witnesses(case: Case, card: Callable[[Any], Any], numbers: Callable[[Any], Any], **more: Any) -> Iterator[Witness]:
     """(operand, its gradient on the card, the exact one, the size of the terms that it is a sum of) for every operand of a case."""
     op, given = case
     function = getattr(rc.fastweight, op)

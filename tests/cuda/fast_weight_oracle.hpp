@@ -2,9 +2,8 @@
 /// The recurrence of spec/fast_weight.hpp in float64, and problems for it.
 #pragma once
 
-#include <string>
-
 #include "tensor.hpp"
+#include <string>
 
 #include "recollect/cuda/fast_weight.hpp"
 

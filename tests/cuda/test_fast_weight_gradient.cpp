@@ -124,8 +124,9 @@ void with_options(std::mt19937_64& random, rule r, normalisation n) {
     if (gate > 1 && r == rule::general) p.a = test::random({1, 2, T, K}, random, dtype::float32, 0.2);
     if (gate % 2) p.state = between({1, 1, K, V + p.normalised()}, 0.5, 1, random);  // for both
     if (gate > 1) p.scale = test::random({2}, random);
-    check(p, random, "rule " + check::shown(static_cast<int>(r)) + ", normalise " + check::shown(static_cast<int>(n)) + ", gate " +
-                         check::shown(gate), gate > 0, gate == 1 && r == rule::delta);
+    check(p, random,
+          "rule " + check::shown(static_cast<int>(r)) + ", normalise " + check::shown(static_cast<int>(n)) + ", gate " + check::shown(gate),
+          gate > 0, gate == 1 && r == rule::delta);
   }
 }
 

@@ -102,7 +102,8 @@ void fast_weight_backward(std::string_view op, Device& device, const fast_weight
                           const ConstArray& d_state, const fast_weight::gradients& d_in) {
   using namespace detail;
   const FastWeightProblem problem(op, in, scale_number, feature_map, norm, p);
-  const Array wanted[] = {d_in.query, d_in.key, d_in.value, d_in.beta, d_in.a, d_in.b, d_in.decay, d_in.channel_decay, d_in.scale, d_in.state};
+  const Array wanted[] = {d_in.query, d_in.key,   d_in.value,         d_in.beta,  d_in.a,
+                          d_in.b,     d_in.decay, d_in.channel_decay, d_in.scale, d_in.state};
   if (d_out.given()) check_given(op, "query", in.query);
   if (p.chunk < 1) fail(status::value, op, ": chunk is ", p.chunk, "; expected a number of 1 or more");
   check_gradients(op, problem.all, wanted);

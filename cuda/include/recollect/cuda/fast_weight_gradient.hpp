@@ -26,14 +26,14 @@ struct FastWeightBackwardArguments {
   FastWeightArguments scan;
   TokenRows<const void> d_out, d_out_state;
   TokenRows<void> d_query, d_key, d_value, d_beta, d_a, d_b, d_decay, d_channel_decay, d_scale, d_state;
-  index_t chunk = 0, number = 0;         // tokens from checkpoint to checkpoint; which of the chunks is in work
-  float *checkpoints = nullptr;          // S before every chunk, by block, chunk and thread
-  float *states = nullptr;               // S before every token of the chunk, by block, token and thread
-  float *carried = nullptr;              // the gradient of S behind the chunk, by block and thread
-  float *sums[column_sum_count] = {};    // (sequences, shares, chunk, K); null where nobody asks
-  float *numbers = nullptr;              // (sequences, column blocks, T, token_number_count)
-  float *normaliser = nullptr;           // (sequences, T + 1, K): z before the first and after every token; null without
-  float *carried_normaliser = nullptr;   // (sequences, K): the gradient of z behind the chunk
+  index_t chunk = 0, number = 0;        // tokens from checkpoint to checkpoint; which of the chunks is in work
+  float* checkpoints = nullptr;         // S before every chunk, by block, chunk and thread
+  float* states = nullptr;              // S before every token of the chunk, by block, token and thread
+  float* carried = nullptr;             // the gradient of S behind the chunk, by block and thread
+  float* sums[column_sum_count] = {};   // (sequences, shares, chunk, K); null where nobody asks
+  float* numbers = nullptr;             // (sequences, column blocks, T, token_number_count)
+  float* normaliser = nullptr;          // (sequences, T + 1, K): z before the first and after every token; null without
+  float* carried_normaliser = nullptr;  // (sequences, K): the gradient of z behind the chunk
 
   constexpr index_t chunks() const { return scan.tokens > chunk ? (scan.tokens + chunk - 1) / chunk : 1; }
   constexpr index_t first() const { return number * chunk; }

@@ -28,7 +28,7 @@ struct FastWeightPull {
     token.copy_row(of_b, arguments.d_b);
     token.pull_decay();
     if (arguments.d_beta.given() && token.lane() == 0)
-      token.put(arguments.d_beta, 0, a.key.given() ? arguments.number_of(of_beta, token.h, token.t) : 0.0f);
+      write(arguments.d_beta.data, arguments.d_beta.type, token.begin(arguments.d_beta), arguments.number_of(of_beta, token.h, token.t));
   }
 
  private:
@@ -40,8 +40,10 @@ struct FastWeightPull {
 
     constexpr int lane() const { return thread.index() % warp_size; }
 
-    constexpr void put(const TokenRows<void>& to, index_t k, float x) const {
-      write(to.data, to.type, arguments.scan.offset(to, h) + t * to.time + k * to.inner, x);
+    /// Where the token's row begins.
+    template <class P>
+    constexpr index_t begin(const TokenRows<P>& rows) const {
+      return arguments.scan.offset(rows, h) + t * rows.time;
     }
 
     /// What all shares have of one channel, the normaliser's too where it has one.
@@ -62,21 +64,23 @@ struct FastWeightPull {
     }
 
     constexpr void copy_row(int kind, const TokenRows<void>& to) const {
-      if (to.given()) each([&](int, int k) { put(to, k, total(kind, k)); });
+      if (!to.given()) return;
+      const index_t row = begin(to);
+      each([&](int, int k) { write(to.data, to.type, row + k * to.inner, total(kind, k)); });
     }
 
     /// The gradient of a query or key from that of its phi.
     constexpr void pull_row(int kind, const TokenRows<const void>& from, const TokenRows<void>& to) const {
       if (!to.given()) return;
       const int map = arguments.scan.map;
-      const index_t begin = arguments.scan.offset(from, h) + t * from.time;
+      const index_t row = begin(from), d_row = begin(to);
       float d_phi[per_lane] = {}, x[per_lane] = {};
       each([&](int i, int k) {
-        x[i] = read(from.data, from.type, begin + k * from.inner);
+        x[i] = read(from.data, from.type, row + k * from.inner);
         d_phi[i] = total(kind, k);
       });
       if (arguments.scan.norm != row_norm::none) pull_norm(x, d_phi);
-      each([&](int i, int k) { put(to, k, d_phi[i] * map_slope(feature_maps{}, map, x[i])); });
+      each([&](int i, int k) { write(to.data, to.type, d_row + k * to.inner, d_phi[i] * map_slope(feature_maps{}, map, x[i])); });
     }
 
     /// From the gradient of phi' = phi / s to that of phi: (g - g . phi') / s where s is the sum, (g - phi' (g . phi')) / s where it is the
@@ -110,16 +114,16 @@ struct FastWeightPull {
       const TokenRows<const void>& from = each_channel ? a.channel_decay : a.decay;
       const TokenRows<void>& to = each_channel ? arguments.d_channel_decay : arguments.d_decay;
       if (!to.given()) return;
-      const index_t begin = a.offset(from, h) + t * from.time;
+      const index_t row = begin(from), d_row = begin(to);
       float sum = 0;
       each([&](int, int k) {
         float number = total(of_decay, k);
-        if (a.log_decay) number *= std::exp(read(from.data, from.type, begin + (each_channel ? k * from.inner : 0)));
-        if (each_channel) put(to, k, number);
+        if (a.log_decay) number *= std::exp(read(from.data, from.type, row + (each_channel ? k * from.inner : 0)));
+        if (each_channel) write(to.data, to.type, d_row + k * to.inner, number);
         sum += number;
       });
       sum = sum_of_lanes<warp_size>(thread, sum);
-      if (!each_channel && lane() == 0) put(to, 0, sum);
+      if (!each_channel && lane() == 0) write(to.data, to.type, d_row, sum);
     }
   };
 };

@@ -27,6 +27,8 @@ struct FastWeightReplay {
     typename Scan::Stage operands;
     float d_out[chunk * columns], of_output[chunk], of_removal[chunk];  // what outputs and removals are divided by
     float sums[warps][column_sum_count][width], numbers[warps][token_number_count];
+    float scale;                         // of the sequence, as are
+    index_t begin_d_out, begin_d_value;  // where it begins
   };
 
   /// The columns of a thread, and where they are.
@@ -41,6 +43,16 @@ struct FastWeightReplay {
     const int lane = thread.index() % warp_size, first_column = static_cast<int>(block) * columns;
     const int own = thread.index() / warp_size * Scan::warp_columns + lane % Scan::warp_columns;
     return {thread.block() / a.column_blocks(), block, first_column, own, first_column + own, lane / Scan::warp_columns};
+  }
+
+  /// To be done once for a sequence, before any stage.
+  template <class Thread>
+  static constexpr void begin(const Thread& thread, const Arguments& a, index_t h, Stage& stage) {
+    Scan::begin(thread, a.scan, h, stage.operands);
+    if (thread.index() != 0) return;
+    stage.scale = a.scan.scale.given() ? read<float>(a.scan.scale.data, a.scan.offset(a.scan.scale, h)) : a.scan.scale_number;
+    stage.begin_d_out = a.scan.offset(a.d_out, h);
+    stage.begin_d_value = a.scan.offset(a.d_value, h);
   }
 
   /// The numbers of all threads of a block, entry `entry` of scratch: no thread reads another's.
@@ -61,7 +73,7 @@ struct FastWeightReplay {
     for (int i = thread.index(); i < count * columns; i += threads) {
       const int t = i / columns, column = at.first_column + i % columns;
       const bool there = a.d_out.given() && column < a.scan.values;
-      const index_t place = there ? a.scan.offset(a.d_out, at.h) + (first + t) * a.d_out.time + column * a.d_out.inner : 0;
+      const index_t place = there ? stage.begin_d_out + (first + t) * a.d_out.time + column * a.d_out.inner : 0;
       stage.d_out[i] = there ? read(a.d_out.data, a.d_out.type, place) : 0.0f;
     }
     if (a.normaliser) divisors(thread, a, at.h, first, count, stage);
@@ -131,7 +143,7 @@ struct FastWeightCheckpoints : FastWeightReplay<Per_thread> {
   static constexpr void run(const Thread& thread, const Arguments& a) {
     const auto at = Replay::place_of(thread, a);
     Stage& stage = *reinterpret_cast<Stage*>(thread.shared());
-    Replay::Scan::begin(thread, a.scan, at.h, stage.operands);
+    Replay::begin(thread, a, at.h, stage);
     typename Replay::Sequence s{a.scan, at.h, at.column, at.group};
     s.load();
     const index_t end = (a.chunks() - 1) * a.chunk;  // nobody needs S behind the last chunk
@@ -160,7 +172,7 @@ struct FastWeightReverse : FastWeightReplay<Per_thread> {
   static constexpr void run(const Thread& thread, const Arguments& a) {
     const auto at = Replay::place_of(thread, a);
     Stage& stage = *reinterpret_cast<Stage*>(thread.shared());
-    Replay::Scan::begin(thread, a.scan, at.h, stage.operands);
+    Replay::begin(thread, a, at.h, stage);
     Back back{a, at, stage, {a.scan, at.h, at.column, at.group}};
     Replay::recover(thread, a.checkpoints, thread.block() * a.chunks() + a.number, back.s.state);
     back.load(thread);
@@ -229,9 +241,7 @@ struct FastWeightReverse : FastWeightReplay<Per_thread> {
     constexpr void pull_read(const Thread& thread, int t) {
       const float* query = stage.operands.query + t * width;
       const float divided = a.normaliser ? inverse(stage.of_output[t]) : 1.0f, g = stage.d_out[t * Replay::columns + at.own];
-      const float scale =
-          a.scan.scale.given() ? read<float>(a.scan.scale.data, a.scan.offset(a.scan.scale, at.h)) : a.scan.scale_number;
-      const float number = divided * Sequence::over_groups(thread, s.along(query, s.state)), d_number = scale * g * divided;
+      const float number = divided * Sequence::over_groups(thread, s.along(query, s.state)), d_number = stage.scale * g * divided;
       numbers[of_scale] = g * number;
       numbers[of_output] = -d_number * number;
       put(thread, of_query, [&](int i) { return d_number * s.state[i]; });
@@ -247,8 +257,7 @@ struct FastWeightReverse : FastWeightReplay<Per_thread> {
       const float u = Replay::removed(thread, stage, t, s), value = o.value[t * Replay::columns + at.own], beta = o.beta[t];
       const float written = a.scan.a.given() ? value : value + u, along = Sequence::over_groups(thread, s.along(key, gradient));
       if (a.d_value.given() && at.group == 0 && at.column < a.scan.values)
-        write(a.d_value.data, a.d_value.type, a.scan.offset(a.d_value, at.h) + token * a.d_value.time + at.column * a.d_value.inner,
-              beta * along);
+        write(a.d_value.data, a.d_value.type, stage.begin_d_value + token * a.d_value.time + at.column * a.d_value.inner, beta * along);
       numbers[of_beta] = written * along;
       float d_u = 0;
       if (a.scan.rule != fast_weight::rule::sum)
