@@ -20,6 +20,7 @@ KERNELS = {
     "recall_backward": "test_recall",
     "recall_sm90": "test_recall_sm90",
     "fast_weight_scan": "test_fast_weight",
+    "fast_weight_reverse": "test_fast_weight_gradient",
 }
 ORDER = re.compile(
     r"\s*(if \(.*\) )?thread\.(barrier|fence_async|wait|arrive|expect|start_products|commit_products|template finish_products<\d>)"

@@ -88,6 +88,7 @@ struct FastWeightReplay {
     if (!s.a.key.given() || s.a.rule == fast_weight::rule::sum) return 0;
     if (s.a.rule == fast_weight::rule::general) return Sequence::over_groups(thread, s.along(removal, s.state));
     float sum = 0;
+#pragma unroll
     for (int i = 0; i < Per_thread; ++i) sum = std::fma(removal[s.row(i)], decay(stage, t, s, i) * s.state[i], sum);
     sum = -Sequence::over_groups(thread, sum);
     return divides_removals(s.a) ? Sequence::ratio(sum, stage.of_removal[t]) : sum;
@@ -279,6 +280,7 @@ struct FastWeightReverse : FastWeightReplay<Per_thread> {
     template <class Thread>
     constexpr void fade(const Thread& thread, int t, const float* b, float d_u) {
       put(thread, of_decay, [&](int i) { return gradient[i] * s.state[i]; });
+#pragma unroll
       for (int i = 0; i < Per_thread; ++i) gradient[i] *= Replay::decay(stage, t, s, i);
       if (b) s.add(b, d_u, gradient);
     }
