@@ -131,7 +131,7 @@ void with_options(std::mt19937_64& random, rule r, normalisation n) {
 }
 
 void test_sizes(std::mt19937_64& random) {
-  const index_t sizes[][3] = {{1, 1, 1}, {3, 64, 17}, {2, 65, 3}, {2, 129, 2}, {0, 5, 6}};
+  const index_t sizes[][3] = {{1, 1, 1}, {3, 64, 17}, {2, 65, 3}, {2, 129, 2}, {0, 5, 6}, {2, 3, 0}};
   for (const auto& s : sizes) {
     Problem p = plain(random, {}, s[0], s[1], s[2]);
     p.how.rule = rule::delta;

@@ -40,7 +40,8 @@ struct FastWeightBackwardArguments {
   constexpr index_t count() const { return scan.tokens - first() < chunk ? scan.tokens - first() : chunk; }
   constexpr bool last() const { return number + 1 == chunks(); }
 
-  constexpr index_t column_blocks() const { return FastWeightScan<8, false>::column_blocks(scan); }
+  /// One at least, though it may have no column that is there.
+  constexpr index_t column_blocks() const { return scan.values > 0 ? FastWeightScan<8, false>::column_blocks(scan) : 1; }
   constexpr index_t shares() const { return column_blocks() + (normaliser ? 1 : 0); }
   /// A row of sums of one block, or of the normaliser, which comes behind the blocks.
   constexpr float* sum(int kind, index_t h, index_t share, index_t token) const {

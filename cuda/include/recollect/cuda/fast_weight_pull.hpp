@@ -10,28 +10,28 @@ namespace recollect::cuda {
 /// One chunk: a warp for each token of a sequence, and a lane for every 32nd channel.
 struct FastWeightPull {
   using Arguments = FastWeightBackwardArguments;
-  static constexpr int threads = 128, warps = threads / warp_size, per_lane = 256 / warp_size;
+  static constexpr int threads = 128, warps = threads / warp_size;
   static constexpr const char* name = "fast_weight_pull";
 
   static constexpr index_t blocks(const Arguments& a) { return (a.scan.sequences * a.count() + warps - 1) / warps; }
   static constexpr index_t shared_bytes() { return 0; }
 
   template <class Thread>
-  static constexpr void run(const Thread& thread, const Arguments& arguments) {
+  static constexpr void run(const Thread& thread, const Arguments& a) {
     const index_t row = thread.block() * warps + thread.index() / warp_size;
-    if (row >= arguments.scan.sequences * arguments.count()) return;  // a whole warp
-    const Token<Thread> token{thread, arguments, row / arguments.count(), arguments.first() + row % arguments.count()};
-    const FastWeightArguments& a = arguments.scan;
-    token.pull_row(of_query, a.query, arguments.d_query);
-    token.pull_row(of_key, a.key, arguments.d_key);
-    token.copy_row(of_a, arguments.d_a);
-    token.copy_row(of_b, arguments.d_b);
+    if (row >= a.scan.sequences * a.count()) return;  // a whole warp
+    const Token<Thread> token{thread, a, row / a.count(), a.first() + row % a.count()};
+    for (int i = 0; i < 2; ++i) {  // once in the code: query and key, then a and b
+      token.pull_row(i == 0 ? of_query : of_key, i == 0 ? a.scan.query : a.scan.key, i == 0 ? a.d_query : a.d_key);
+      token.copy_row(i == 0 ? of_a : of_b, i == 0 ? a.d_a : a.d_b);
+    }
     token.pull_decay();
-    if (arguments.d_beta.given() && token.lane() == 0)
-      write(arguments.d_beta.data, arguments.d_beta.type, token.begin(arguments.d_beta), arguments.number_of(of_beta, token.h, token.t));
+    if (a.d_beta.given() && token.lane() == 0)
+      write(a.d_beta.data, a.d_beta.type, token.begin(a.d_beta), a.number_of(of_beta, token.h, token.t));
   }
 
  private:
+  /// No lane reads what another has written.
   template <class Thread>
   struct Token {
     const Thread& thread;
@@ -46,84 +46,81 @@ struct FastWeightPull {
       return arguments.scan.offset(rows, h) + t * rows.time;
     }
 
-    /// What all shares have of one channel, the normaliser's too where it has one.
-    constexpr float total(int kind, int k) const {
-      if (!arguments.sums[kind]) return 0;
-      const index_t shares = kind == of_a || kind == of_b ? arguments.column_blocks() : arguments.shares();
-      float sum = 0;
-      for (index_t share = 0; share < shares; ++share) sum += arguments.sum(kind, h, share, t)[k];
-      return sum;
-    }
-
-    /// f(i, k) for the channels k of the lane.
+    /// f(k) for the channels of the lane.
     template <class F>
     constexpr void each(F&& f) const {
-#pragma unroll
-      for (int i = 0; i < per_lane; ++i)
-        if (const int k = lane() + warp_size * i; k < arguments.scan.keys) f(i, k);
+      for (int k = lane(); k < arguments.scan.keys; k += warp_size) f(k);
+    }
+
+    /// The sum of all shares, the normaliser's too where it has one, in the place of the first one.
+    constexpr float* collected(int kind) const {
+      float* const all = arguments.sum(kind, h, 0, t);
+      const index_t shares = kind == of_a || kind == of_b ? arguments.column_blocks() : arguments.shares();
+      for (index_t share = 1; share < shares; ++share) {
+        const float* const more = arguments.sum(kind, h, share, t);
+        each([&](int k) { all[k] += more[k]; });
+      }
+      return all;
     }
 
     constexpr void copy_row(int kind, const TokenRows<void>& to) const {
       if (!to.given()) return;
-      const index_t row = begin(to);
-      each([&](int, int k) { write(to.data, to.type, row + k * to.inner, total(kind, k)); });
+      const float* const row = arguments.sums[kind] ? collected(kind) : nullptr;
+      const index_t place = begin(to);
+      each([&](int k) { write(to.data, to.type, place + k * to.inner, row ? row[k] : 0.0f); });
     }
 
     /// The gradient of a query or key from that of its phi.
     constexpr void pull_row(int kind, const TokenRows<const void>& from, const TokenRows<void>& to) const {
       if (!to.given()) return;
-      const int map = arguments.scan.map;
-      const index_t row = begin(from), d_row = begin(to);
-      float d_phi[per_lane] = {}, x[per_lane] = {};
-      each([&](int i, int k) {
-        x[i] = read(from.data, from.type, row + k * from.inner);
-        d_phi[i] = total(kind, k);
-      });
-      if (arguments.scan.norm != row_norm::none) pull_norm(x, d_phi);
-      each([&](int i, int k) { write(to.data, to.type, d_row + k * to.inner, d_phi[i] * map_slope(feature_maps{}, map, x[i])); });
+      const index_t row = begin(from), place = begin(to);
+      const auto x = [&](int k) { return read(from.data, from.type, row + k * from.inner); };
+      float* const d_phi = collected(kind);
+      if (arguments.scan.norm != row_norm::none)
+        pull_norm([&](int k) { return map_value(feature_maps{}, arguments.scan.map, x(k)); }, d_phi);
+      each([&](int k) { write(to.data, to.type, place + k * to.inner, d_phi[k] * map_slope(feature_maps{}, arguments.scan.map, x(k))); });
     }
 
     /// From the gradient of phi' = phi / s to that of phi: (g - g . phi') / s where s is the sum, (g - phi' (g . phi')) / s where it is the
     /// length of phi.
-    constexpr void pull_norm(const float* x, float* d_phi) const {
+    template <class Phi>
+    constexpr void pull_norm(Phi&& phi, float* g) const {
       const bool length = arguments.scan.norm == row_norm::l2;
-      float phi[per_lane] = {}, sum = 0, largest = 0, along = 0;
-      each([&](int i, int) {
-        phi[i] = map_value(feature_maps{}, arguments.scan.map, x[i]);
-        sum += phi[i];
-        largest = std::fmax(largest, std::fabs(phi[i]));
+      float sum = 0, largest = 0, along = 0;
+      each([&](int k) {
+        sum += phi(k);
+        largest = std::fmax(largest, std::fabs(phi(k)));
       });
       float divisor = sum_of_lanes<warp_size>(thread, sum);
       largest = largest_of_lanes<warp_size>(thread, largest);
       if (length) {  // by the largest first, as in the forward pass
         sum = 0;
-        each([&](int i, int) { sum += largest > 0 ? phi[i] / largest * (phi[i] / largest) : 0.0f; });
+        each([&](int k) { sum += largest > 0 ? phi(k) / largest * (phi(k) / largest) : 0.0f; });
         divisor = largest * std::sqrt(sum_of_lanes<warp_size>(thread, sum));
       }
-      each([&](int i, int) {
-        phi[i] = divisor == 0 ? 0.0f : phi[i] / divisor;
-        along = std::fma(d_phi[i], phi[i], along);
-      });
+      const auto ratio = [&](float y) { return divisor == 0 ? 0.0f : y / divisor; };
+      each([&](int k) { along = std::fma(g[k], ratio(phi(k)), along); });
       along = sum_of_lanes<warp_size>(thread, along);
-      each([&](int i, int) { d_phi[i] = divisor == 0 ? 0.0f : (d_phi[i] - (length ? phi[i] * along : along)) / divisor; });
+      each([&](int k) { g[k] = ratio(g[k] - (length ? ratio(phi(k)) * along : along)); });
     }
 
     constexpr void pull_decay() const {
       const FastWeightArguments& a = arguments.scan;
-      const bool each_channel = a.channel_decay.given();
-      const TokenRows<const void>& from = each_channel ? a.channel_decay : a.decay;
-      const TokenRows<void>& to = each_channel ? arguments.d_channel_decay : arguments.d_decay;
+      const bool by_channel = a.channel_decay.given();
+      const TokenRows<const void>& from = by_channel ? a.channel_decay : a.decay;
+      const TokenRows<void>& to = by_channel ? arguments.d_channel_decay : arguments.d_decay;
       if (!to.given()) return;
-      const index_t row = begin(from), d_row = begin(to);
+      const index_t row = begin(from), place = begin(to);
+      const float* const d_decay = collected(of_decay);
       float sum = 0;
-      each([&](int, int k) {
-        float number = total(of_decay, k);
-        if (a.log_decay) number *= std::exp(read(from.data, from.type, row + (each_channel ? k * from.inner : 0)));
-        if (each_channel) write(to.data, to.type, d_row + k * to.inner, number);
+      each([&](int k) {
+        const float logarithm = a.log_decay ? read(from.data, from.type, row + (by_channel ? k * from.inner : 0)) : 0.0f;
+        const float number = a.log_decay ? d_decay[k] * std::exp(logarithm) : d_decay[k];
+        if (by_channel) write(to.data, to.type, place + k * to.inner, number);
         sum += number;
       });
       sum = sum_of_lanes<warp_size>(thread, sum);
-      if (!each_channel && lane() == 0) write(to.data, to.type, d_row, sum);
+      if (!by_channel && lane() == 0) write(to.data, to.type, place, sum);
     }
   };
 };

@@ -20,7 +20,7 @@ struct FastWeightReplay {
   static constexpr int threads = Scan::threads, warps = threads / warp_size, columns = Scan::columns, chunk = Scan::chunk,
                        width = Scan::width, quads = Scan::quads;
 
-  static constexpr index_t blocks(const Arguments& a) { return Scan::blocks(a.scan); }
+  static constexpr index_t blocks(const Arguments& a) { return a.scan.sequences * a.column_blocks(); }
   static constexpr index_t shared_bytes() { return sizeof(Stage); }
 
   struct Stage {
