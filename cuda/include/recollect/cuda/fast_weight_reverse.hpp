@@ -21,14 +21,12 @@ struct FastWeightReplay {
                        width = Scan::width, quads = Scan::quads;
 
   static constexpr index_t blocks(const Arguments& a) { return a.scan.sequences * a.column_blocks(); }
-  static constexpr index_t shared_bytes() { return sizeof(Stage); }
 
   struct Stage {
     typename Scan::Stage operands;
     float d_out[chunk * columns], of_output[chunk], of_removal[chunk];  // what outputs and removals are divided by
-    float sums[warps][column_sum_count][width], numbers[warps][token_number_count];
-    float scale;                         // of the sequence, as are
-    index_t begin_d_out, begin_d_value;  // where it begins
+    float scale;                                                        // of the sequence, as are
+    index_t begin_d_out, begin_d_value;                                 // where it begins
   };
 
   /// The columns of a thread, and where they are.
@@ -140,6 +138,8 @@ struct FastWeightCheckpoints : FastWeightReplay<Per_thread> {
   using typename Replay::Arguments, typename Replay::Stage;
   static constexpr const char* name = "fast_weight_checkpoints";
 
+  static constexpr index_t shared_bytes() { return sizeof(Stage); }
+
   template <class Thread>
   static constexpr void run(const Thread& thread, const Arguments& a) {
     const auto at = Replay::place_of(thread, a);
@@ -165,9 +165,16 @@ struct FastWeightCheckpoints : FastWeightReplay<Per_thread> {
 template <int Per_thread>
 struct FastWeightReverse : FastWeightReplay<Per_thread> {
   using Replay = FastWeightReplay<Per_thread>;
-  using typename Replay::Arguments, typename Replay::Stage, typename Replay::Sequence;
+  using typename Replay::Arguments, typename Replay::Sequence;
   static constexpr const char* name = "fast_weight_reverse";
   static constexpr int width = Replay::width;
+
+  static constexpr index_t shared_bytes() { return sizeof(Stage); }
+
+  /// Sums of the warps, of one token and the next in turn: those of one are added while the next one's are made.
+  struct Stage : Replay::Stage {
+    float sums[2][Replay::warps][column_sum_count][width], numbers[2][Replay::warps][token_number_count];
+  };
 
   template <class Thread>
   static constexpr void run(const Thread& thread, const Arguments& a) {
@@ -231,10 +238,9 @@ struct FastWeightReverse : FastWeightReplay<Per_thread> {
         pull_write(thread, t, token);
       else
         fade(thread, t, nullptr, 0);
-      put_numbers(thread);
+      put_numbers(thread, t);
       thread.barrier();
-      add_warps(thread, token);
-      thread.barrier();
+      add_warps(thread, t, token);
     }
 
     /// From what was read of S after the token.
@@ -245,7 +251,7 @@ struct FastWeightReverse : FastWeightReplay<Per_thread> {
       const float number = divided * Sequence::over_groups(thread, s.along(query, s.state)), d_number = stage.scale * g * divided;
       numbers[of_scale] = g * number;
       numbers[of_output] = -d_number * number;
-      put(thread, of_query, [&](int i) { return d_number * s.state[i]; });
+      put(thread, t, of_query, [&](int i) { return d_number * s.state[i]; });
       s.add(query, d_number, gradient);
     }
 
@@ -266,9 +272,9 @@ struct FastWeightReverse : FastWeightReplay<Per_thread> {
       const float divided = Replay::divides_removals(a.scan) ? inverse(stage.of_removal[t]) : 1.0f;
       const float d_product = delta ? -d_u * divided : 0.0f;  // of (D_t S)^T b
       if (Replay::divides_removals(a.scan)) numbers[of_removal] = d_product * u;
-      put(thread, of_a, [&](int i) { return u * gradient[i]; });
-      put(thread, of_b, [&](int i) { return s.state[i] * (delta ? d_product * Replay::decay(stage, t, s, i) : d_u); });
-      put(thread, of_key, [&](int i) {
+      put(thread, t, of_a, [&](int i) { return u * gradient[i]; });
+      put(thread, t, of_b, [&](int i) { return s.state[i] * (delta ? d_product * Replay::decay(stage, t, s, i) : d_u); });
+      put(thread, t, of_key, [&](int i) {
         const float removes = own_removal ? 0.0f : d_product * Replay::decay(stage, t, s, i) * s.state[i];
         return std::fma(beta * written, gradient[i], removes);
       });
@@ -279,7 +285,7 @@ struct FastWeightReverse : FastWeightReplay<Per_thread> {
     /// G <- D G + b d_u^T, the last term where b is given
     template <class Thread>
     constexpr void fade(const Thread& thread, int t, const float* b, float d_u) {
-      put(thread, of_decay, [&](int i) { return gradient[i] * s.state[i]; });
+      put(thread, t, of_decay, [&](int i) { return gradient[i] * s.state[i]; });
 #pragma unroll
       for (int i = 0; i < Per_thread; ++i) gradient[i] *= Replay::decay(stage, t, s, i);
       if (b) s.add(b, d_u, gradient);
@@ -288,11 +294,11 @@ struct FastWeightReverse : FastWeightReplay<Per_thread> {
     /// value(i) of the thread's rows, summed over the columns of the warp. Neighbours share the work: each of four lanes keeps the sums of
     /// another quarter of the rows, which makes row 32 m + lane that of a lane.
     template <class Thread, class Value>
-    constexpr void put(const Thread& thread, int kind, Value&& value) {
+    constexpr void put(const Thread& thread, int t, int kind, Value&& value) {
       if (!a.sums[kind]) return;
       const int lane = thread.index() % warp_size;
       const bool upper = lane & 2, odd = lane & 1;
-      float* const row = stage.sums[thread.index() / warp_size][kind];
+      float* const row = stage.sums[t % 2][thread.index() / warp_size][kind];
 #pragma unroll
       for (int m = 0; m < Replay::quads; ++m) {
         const float x[4] = {value(4 * m), value(4 * m + 1), value(4 * m + 2), value(4 * m + 3)};
@@ -303,29 +309,29 @@ struct FastWeightReverse : FastWeightReplay<Per_thread> {
     }
 
     template <class Thread>
-    constexpr void put_numbers(const Thread& thread) {
+    constexpr void put_numbers(const Thread& thread, int t) {
 #pragma unroll
       for (int i = 0; i < token_number_count; ++i) {
         const float sum = sum_of_lanes<Replay::Scan::warp_columns>(thread, numbers[i]);
-        if (thread.index() % warp_size == 0) stage.numbers[thread.index() / warp_size][i] = sum;
+        if (thread.index() % warp_size == 0) stage.numbers[t % 2][thread.index() / warp_size][i] = sum;
       }
     }
 
     /// The sums of the block, into scratch.
     template <class Thread>
-    constexpr void add_warps(const Thread& thread, index_t token) const {
+    constexpr void add_warps(const Thread& thread, int t, index_t token) const {
       for (int kind = 0; kind < column_sum_count; ++kind) {
         if (!a.sums[kind]) continue;
         float* const to = a.sum(kind, at.h, at.block, token);
         for (int k = thread.index(); k < a.scan.keys; k += Replay::threads) {
           float total = 0;
-          for (int warp = 0; warp < Replay::warps; ++warp) total += stage.sums[warp][kind][k];
+          for (int warp = 0; warp < Replay::warps; ++warp) total += stage.sums[t % 2][warp][kind][k];
           to[k] = total;
         }
       }
       if (thread.index() >= token_number_count) return;
       float total = 0;
-      for (int warp = 0; warp < Replay::warps; ++warp) total += stage.numbers[warp][thread.index()];
+      for (int warp = 0; warp < Replay::warps; ++warp) total += stage.numbers[t % 2][warp][thread.index()];
       a.numbers_of(at.h, at.block, token)[thread.index()] = total;
     }
   };
