@@ -13,7 +13,16 @@ from ._attention_operands import Operands, grouped, rows_shape, separated, ungro
 from ._device import Call, holds, type_name
 from ._separation import split
 
-__all__ = ["Look", "Reading", "Retrieval", "attend", "energy", "fast_weight", "retrieve"]
+__all__ = [
+    "Look",
+    "Reading",
+    "Retrieval",
+    "attend",
+    "energy",
+    "fast_weight",
+    "fast_weight_backward",
+    "retrieve",
+]
 
 
 def unsupported(op: str, **wanted: tuple[Any, Any]) -> None:
@@ -179,25 +188,41 @@ def fast_weight(p: Any, out: Any, return_state: bool, out_state: Any, stream: An
     op = p.rule.op
     arrays = {name: array for name, array in p.arrays.items() if name != "scale"}
     call = Call(op, stream, arrays)
-    name, norm, _, _ = p.feature_map
     result = call.output(out, p.out_shape(), type_name(next(iter(arrays.values()))))
     state = (
         call.output(out_state, p.state_shape(), "float32", "out_state")
         if return_state or out_state is not None
         else None
     )
-    call.module.fast_weight(
-        call.place,
-        **{
-            n: call.capsule(arrays.get(n))
-            for n in ("query", "key", "value", "beta", "a", "b", "decay", "channel_decay")
-        },
-        scale=call.scale("scale", p.arrays["scale"], 1.0),
-        state=call.capsule(arrays.get("state")),
-        feature_map=name,
-        norm=norm,
-        options=p.options(),
-        out=call.capsule(result),
-        out_state=call.capsule(state),
-    )
+    call.module.fast_weight(call.place, **_operands(call, p), out=call.capsule(result), out_state=call.capsule(state))
     return result, state
+
+
+def fast_weight_backward(p: Any, d_out: Any, d_state: Any, stream: Any) -> dict[str, Any]:
+    """Gradients by the names of the operands, each of its operand's type; that of a scale that is a number is one."""
+    arrays = {name: array for name, array in p.arrays.items() if name != "scale"}
+    call = Call(p.rule.op, stream, {**arrays, "d_out": d_out, "d_state": d_state})
+    scale = p.arrays["scale"]
+    room = {name: call.empty(tuple(array.shape), type_name(array)) for name, array in arrays.items()}
+    room["scale"] = call.empty(tuple(scale.shape) if holds(scale) else (), "float32")
+    call.module.fast_weight_backward(
+        call.place,
+        **_operands(call, p),
+        d_out=call.capsule(d_out),
+        d_out_state=call.capsule(d_state),
+        **{f"d_{name}": call.capsule(gradient) for name, gradient in room.items()},
+    )
+    return room
+
+
+def _operands(call: Call, p: Any) -> dict[str, Any]:
+    """The arguments that every call of the module for fast weights has."""
+    names = ("query", "key", "value", "beta", "a", "b", "decay", "channel_decay", "state")
+    feature_map, norm, _, _ = p.feature_map
+    return {
+        **{name: call.capsule(p.arrays.get(name)) for name in names},
+        "scale": call.scale("scale", p.arrays["scale"], 1.0),
+        "feature_map": feature_map,
+        "norm": norm,
+        "options": p.options(),
+    }

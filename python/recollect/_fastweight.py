@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from . import _array, _device, _feature_map
 from ._core import core
 from ._device_ops import fast_weight as on_device
+from ._device_ops import fast_weight_backward as back_on_device
 
 Array = NDArray[Any]
 
@@ -174,15 +175,16 @@ def room_for_state(p: Problem, out_state: Any) -> Array:
 
 
 class Tape:
-    """A forward pass that keeps what its gradient needs."""
+    """A forward pass that keeps what its gradient needs: on a device the operands alone."""
 
-    def __init__(self, p: Problem, out: bool = True, state: bool = True) -> None:
+    def __init__(self, p: Problem, out: bool = True, state: bool = True, stream: int | None = None) -> None:
+        self.problem, self.stream = p, stream
+        self.out: Array | None
+        self.state: Array | None
         if p.on_device:
-            raise TypeError(
-                f"{p.rule.op}: an array is on a CUDA device; expected arrays in the memory of this process, "
-                "as there are no CUDA kernels for this gradient yet"
-            )
-        self.problem = p
+            self.out, self.state = on_device(p, None, state, None, stream)
+            return
+        _device.refuse_stream(p.rule.op, stream)
         written, checkpoints = p.tape_shapes()
         self.out = np.empty(p.out_shape(), p.dtype) if out else None
         self.state = np.empty(p.state_shape(), p.dtype) if state else None
@@ -204,6 +206,8 @@ class Tape:
     def back(self, d_out: Array | None, d_state: Array | None) -> dict[str, Array]:
         """Gradients by the names of NAMES."""
         p = self.problem
+        if p.on_device:
+            return self.named(back_on_device(p, d_out, d_state, self.stream))
         room: dict[str, Any] = {name: np.empty(array.shape, array.dtype) for name, array in p.arrays.items()}
         core.fast_weight_backward(
             **p.operands(),
@@ -214,22 +218,29 @@ class Tape:
             **{f"d_{name}": gradient for name, gradient in room.items()},
         )
         room["scale"] = room["scale"].astype(p.dtype, copy=False)
+        return self.named(room)
+
+    def named(self, room: dict[str, Any]) -> dict[str, Any]:
+        """By the names that the op has for decays."""
         if "channel_decay" in room:
             room["decay"] = room.pop("channel_decay")
-        if p.log_decay:
+        if self.problem.log_decay:
             room["log_decay"] = room.pop("decay")
         return room
 
 
 def cotangents(op: str, given: Any, p: Problem, with_state: bool) -> tuple[Array, Array | None]:
     """d_out, or (d_out, d_state) where the state was returned too."""
-    if not with_state:
-        return _array.cotangent(op, given, p.out_shape(), p.dtype), None
-    if not isinstance(given, tuple) or len(given) != 2:
+    if with_state and (not isinstance(given, tuple) or len(given) != 2):
         raise TypeError(
             f"{op}: d_out is a {type(given).__name__}; expected a tuple (d_out, d_state), as the state is returned too"
         )
-    d_state = _array.typed(_array.floating(op, "d_state", given[1]), p.dtype)
+    d_out, d_state = given if with_state else (given, None)
+    if p.on_device:
+        return _as_it_is(op, "d_out", d_out), _as_it_is(op, "d_state", d_state) if with_state else None
+    if not with_state:
+        return _array.cotangent(op, d_out, p.out_shape(), p.dtype), None
+    d_state = _array.typed(_array.floating(op, "d_state", d_state), p.dtype)
     if d_state.shape != p.state_shape():
         raise ValueError(f"{op}: d_state has shape {d_state.shape}; expected {p.state_shape()}")
-    return _array.cotangent(op, given[0], p.out_shape(), p.dtype), d_state
+    return _array.cotangent(op, d_out, p.out_shape(), p.dtype), d_state

@@ -48,7 +48,7 @@ def differentiable(op: Callable[..., Any], parts_of: Callable[[dict[str, Any]], 
     def rule(*args: Any, **kwargs: Any) -> Result:
         given = bound(op, args, kwargs)
         problem, back = parts_of(given)
-        tape = core.Tape(problem, True, given["return_state"])
+        tape = core.Tape(problem, True, given["return_state"], given.get("stream"))
 
         def pullback(d: Any) -> Any:
             return named(
@@ -94,7 +94,7 @@ def linear_attention(*args: Any, **kwargs: Any) -> Result:
     given = bound(fastweight.linear_attention, args, kwargs)
     op, with_state = "fastweight.linear_attention", given["return_state"]
     if given["causal"]:
-        tape = core.Tape(parts.linear_attention_parts(given)[0], True, with_state)
+        tape = core.Tape(parts.linear_attention_parts(given)[0], True, with_state, given["stream"])
 
         def causal(d: Any) -> Any:
             back = tape.back(*core.cotangents(op, d, tape.problem, with_state))
@@ -102,7 +102,7 @@ def linear_attention(*args: Any, **kwargs: Any) -> Result:
 
         return tape.result(), causal
     writing, reading = parts.linear_attention_sides(given)
-    written = core.Tape(writing, False, True)
+    written = core.Tape(writing, False, True, given["stream"])
     read = core.Tape(reading(written.last_state()), True, False)
 
     def pullback(d: Any) -> Any:

@@ -23,6 +23,7 @@ KERNELS = {
     "recall_sm90": "test_recall_sm90",
     "recall_pack": "test_recall_bank",
     "fast_weight_scan": "test_fast_weight",
+    "fast_weight_reverse": "test_fast_weight_gradient",
     "top_k_scan": "test_top_k",
     "top_k_backward": "test_top_k",
 }

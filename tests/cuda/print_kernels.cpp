@@ -34,6 +34,7 @@ int main() {
     cuda::select_backward(width, []<class Rows, class Patterns>() { print<Rows>(), print<Patterns>(); });
     cuda::select_bias(width, []<class Kernel>() { print<Kernel>(); });
     for (const bool normalised : {false, true}) cuda::select_scan(width, normalised, []<class Kernel>() { print<Kernel>(); });
+    cuda::select_reverse(width, []<class Checkpoints, class Reverse>() { print<Checkpoints>(), print<Reverse>(); });
   }
   print<cuda::RecallPack<64>>();
   print<cuda::RecallPack<128>>();
@@ -46,6 +47,11 @@ int main() {
   print<cuda::RecallEnergyDots>();
   print<cuda::RecallMoved>();
   print<cuda::CopyNormaliser>();
+  print<cuda::FastWeightNormaliser>();
+  print<cuda::FastWeightNormaliserReverse>();
+  print<cuda::FastWeightPull>();
+  print<cuda::FastWeightScaleGradient>();
+  print<cuda::SumSequences>();
   print<cuda::AdditiveTopKScan>();
   print<cuda::TopKRead>();
   print<cuda::TopKBackwardRows<cuda::SoftmaxChoice>>();

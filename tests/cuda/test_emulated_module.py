@@ -15,6 +15,8 @@ import pytest
 import recollect as rc
 from recollect import _device
 
+from tests import fastweight_checks as fw
+from tests.cuda import fast_weight_gradients
 from tests.meta.toolchain import run, tool
 from tests.reference import attention, fastweight, feature_maps, hopfield
 
@@ -189,6 +191,30 @@ def test_fast_weights_update_a_state_in_place() -> None:
     np.testing.assert_allclose(state, wanted.state.S, atol=1e-5)
     sums = rc.fastweight.linear_attention(*map(OnCard, (q, k, v)))
     np.testing.assert_allclose(sums.array, rc.fastweight.linear_attention(q, k, v), atol=1e-5)
+
+
+FAST_WEIGHTS = fast_weight_gradients.cases(9, 5, 4)
+
+
+@pytest.mark.parametrize("name", FAST_WEIGHTS)
+def test_fast_weight_gradients(name: str) -> None:
+    for operand, got, wanted, size in fast_weight_gradients.witnesses(FAST_WEIGHTS[name], OnCard, lambda a: a.array):
+        assert got.dtype == np.float32, operand
+        fw.near(got, wanted, 2e-5, f"d_{operand}", size)
+
+
+def test_fast_weight_gradients_of_halves_have_their_type() -> None:
+    q, k, v = (draw(4, 6, seed=i).astype(np.float16) for i in range(3))
+    _, pullback = rc.vjp(rc.fastweight.linear_attention, *map(OnCard, (q, k, v)))
+    d_out = draw(4, 6)
+    got = pullback(OnCard(d_out.astype(np.float16)))
+    here = rc.vjp(rc.fastweight.linear_attention, *(a.astype(np.float32) for a in (q, k, v)))[1](d_out)
+    assert got._fields == ("query", "key", "value")
+    for name in got._fields:
+        assert getattr(got, name).array.dtype == np.float16
+        np.testing.assert_allclose(getattr(got, name).array, getattr(here, name), atol=1e-2)
+    with pytest.raises(TypeError, match="fastweight.linear_attention: d_out has dtype float32; expected float16"):
+        pullback(OnCard(d_out))
 
 
 def test_shapes_get_the_sentence_of_the_core() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import recollect as rc
 
+from tests.cuda import fast_weight_gradients
 from tests.cuda.device import Errors, numbers, poisoned, torch_on_device
 from tests.reference import fastweight as oracle
 from tests.reference import feature_maps
@@ -65,3 +66,23 @@ def test_linear_attention(torch: Any, errors: Errors, normalize: bool) -> None:
     wanted = oracle.sum_rule(phi[1], phi[0], numbers(v), normalize=normalize)
     got = rc.fastweight.linear_attention(q, k, v, normalize=normalize)
     errors.check("linear attention", got, wanted.out, 2e-5)
+
+
+GRADIENTS = {
+    f"{name}, {size}": case
+    for size in [(9, 5, 4), (150, 64, 40), (70, 128, 128), (40, 200, 20)]
+    for name, case in fast_weight_gradients.cases(*size).items()
+}
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_gradients(torch: Any, errors: Errors, name: str) -> None:
+    found = []
+    for _ in range(3):  # a race shows as a difference
+        found.append([])
+        for operand, got, wanted, size in fast_weight_gradients.witnesses(
+            GRADIENTS[name], lambda a: torch.from_numpy(a).cuda(), numbers
+        ):
+            errors.check(f"d_{operand}", torch.from_numpy(got) / max(size, 1), wanted / max(size, 1), 2e-5)
+            found[-1].append(got)
+    assert all((a == b).all() for again in found for a, b in zip(again, found[0], strict=True))

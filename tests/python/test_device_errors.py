@@ -55,7 +55,7 @@ SUPPORTED = {
     "fastweight.delta_rule": lambda: rc.fastweight.delta_rule(q, q, q, beta),
     "fastweight.gated_delta_rule": lambda: rc.fastweight.gated_delta_rule(q, q, q, beta, decay=beta),
     "fastweight.kimi_delta_attention": lambda: rc.fastweight.kimi_delta_attention(q, q, q, beta, decay=q),
-    "fastweight.fast_weight": lambda: rc.fastweight.fast_weight(q, q, q, q, q),
+    "fastweight.fast_weight": lambda: rc.vjp(rc.fastweight.fast_weight, q, q, q, q, q),
 }
 
 
@@ -85,8 +85,8 @@ def test_without_a_device_an_op_says_what_is_missing(op, call):
 REFUSED = {
     "hopfield.nearest": lambda: rc.hopfield.nearest(q, k, beta=1.0),
     "attention.point": lambda: rc.attention.point(q, k),
-    "fastweight.delta_rule": lambda: rc.vjp(rc.fastweight.delta_rule, q, q, q, beta),
-    "fastweight.linear_attention": lambda: rc.fastweight.linear_attention(q, q, q, causal=False),
+    "fastweight.comba": lambda: rc.vjp(rc.fastweight.comba, q, q, q, beta, q),
+    "fastweight.linear_attention": lambda: rc.vjp(rc.fastweight.linear_attention, q, q, q, causal=False),
     "fastweight.rwkv7": lambda: rc.fastweight.rwkv7(q, q, q, q, q),
 }
 
@@ -173,6 +173,11 @@ def test_what_has_no_kernel_is_refused_by_name(op):
         (lambda: rc.fastweight.delta_rule(q, HERE[:, :5], q, beta), TypeError, "key (ndarray) is not on a CUDA device"),
         (
             lambda: rc.fastweight.delta_rule(*[HERE] * 3, HERE[..., 0], stream=3),
+            ValueError,
+            "stream is given, but no array",
+        ),
+        (
+            lambda: rc.vjp(rc.fastweight.delta_rule, *[HERE] * 3, HERE[..., 0], stream=3),
             ValueError,
             "stream is given, but no array",
         ),
@@ -289,6 +294,34 @@ def test_fast_weights_hand_over_rule_map_and_state(module):
     assert kwargs["options"][:4] == ("fastweight.delta_rule", "delta", "none", False)
     assert shapes([kwargs["state"], kwargs["out_state"], kwargs["decay"]]) == [(2, 4, 3), (2, 4, 3), (2, 5)]
     assert kwargs["channel_decay"] is None
+
+
+def test_fast_weight_gradients_hand_over_cotangents_and_room(module):
+    out, pullback = rc.vjp(
+        rc.fastweight.delta_rule, q, q, q, beta, log_decay=q, scale=0.5, return_state=True, chunk=16, stream=7
+    )
+    d_query = pullback((Fake(2, 5, 4), Fake(2, 4, 4)))
+    (_, _, forward), (name, args, kwargs) = module.calls
+    assert name == "fast_weight_backward" and args == ((0, 7),) and kwargs["options"] == forward["options"]
+    assert shapes([kwargs["query"], kwargs["channel_decay"], kwargs["d_out"]]) == [(2, 5, 4)] * 3
+    assert shapes([kwargs["d_out_state"], kwargs["d_scale"], kwargs["d_beta"]]) == [(2, 4, 4), (), (2, 5)]
+    assert out.state.shape == (2, 4, 4) and "d_state" not in kwargs
+    assert d_query._fields == ("query", "key", "value", "beta", "log_decay", "scale")
+    assert [gradient.shape for gradient in d_query] == [(2, 5, 4)] * 3 + [(2, 5), (2, 5, 4), ()]
+
+
+@pytest.mark.parametrize(
+    ("d", "sentence"),
+    [
+        (None, "d_out is a NoneType; expected an array on the CUDA device of the others"),
+        (HERE, "d_out (ndarray) is not on a CUDA device; expected cuda:0, as query"),
+    ],
+)
+def test_cotangents_are_on_the_device_too(module, d, sentence):
+    _, pullback = rc.vjp(rc.fastweight.linear_attention, q, q, q)
+    with pytest.raises(TypeError) as caught:
+        pullback(d)
+    assert str(caught.value) == f"fastweight.linear_attention: {sentence}"
 
 
 def test_an_unusable_output_is_refused(module):

@@ -7,7 +7,7 @@
 #include <cstring>
 
 #include "recollect/cuda/energy.hpp"
-#include "recollect/cuda/fast_weight.hpp"
+#include "recollect/cuda/fast_weight_backward.hpp"
 #include "recollect/cuda/recall_bank.hpp"
 #include "recollect/cuda/recall_gradients.hpp"
 #include "recollect/cuda/sparse_read.hpp"
@@ -98,6 +98,13 @@ void fast_weight_forward(const Queue&, std::string_view op, const fast_weight::o
                          row_norm norm, const fast_weight::parameters& how, const fast_weight::results& out) {
   emulator::Device device;
   fast_weight_forward(op, device, in, scale, feature_map, norm, how, out);
+}
+
+void fast_weight_backward(const Queue&, std::string_view op, const fast_weight::operands& in, double scale, std::string_view feature_map,
+                          row_norm norm, const fast_weight::parameters& how, const ConstArray& d_out, const ConstArray& d_state,
+                          const fast_weight::gradients& d_in) {
+  emulator::Device device;
+  fast_weight_backward(op, device, in, scale, feature_map, norm, how, d_out, d_state, d_in);
 }
 
 }  // namespace recollect::cuda

@@ -62,5 +62,8 @@ void energy_backward(const Queue& queue, const hopfield::operands& in, double be
                      const ConstArray& d_out, const hopfield::gradients& d_in);
 void fast_weight_forward(const Queue& queue, std::string_view op, const fast_weight::operands& in, double scale,
                          std::string_view feature_map, row_norm norm, const fast_weight::parameters& how, const fast_weight::results& out);
+void fast_weight_backward(const Queue& queue, std::string_view op, const fast_weight::operands& in, double scale,
+                          std::string_view feature_map, row_norm norm, const fast_weight::parameters& how, const ConstArray& d_out,
+                          const ConstArray& d_state, const fast_weight::gradients& d_in);
 
 }  // namespace recollect::cuda

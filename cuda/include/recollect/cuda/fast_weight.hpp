@@ -3,6 +3,8 @@
 /// float32, float16 or bfloat16 and all of one type; scale and states are float32, and a scale that is one number is given as such.
 #pragma once
 
+#include <array>
+
 #include "recollect/cuda/checks.hpp"
 
 namespace recollect::cuda {
@@ -40,6 +42,65 @@ inline TokenRows<void> token_rows(const Shapes& shapes, const Array& array) {
   return rows;
 }
 
+/// The operands, checked, and what kernels are told of them.
+struct FastWeightProblem {
+  std::array<ConstArray, operand_count> all;
+  Shapes shapes;
+  bool normalised;
+  dtype type;  // of the operands
+  FastWeightArguments arguments;
+
+  FastWeightProblem(std::string_view op, const fast_weight::operands& in, double scale_number, std::string_view feature_map, row_norm norm,
+                    const fast_weight::parameters& p)
+      : all(listed(op, in, scale_number, p)),
+        shapes(op, fast_weight::operand_shapes, all),
+        normalised(p.normalise != fast_weight::normalisation::none),
+        type((in.query.given() ? in.query : in.key).type) {
+    const int map = map_number(feature_maps{}, feature_map);
+    if (map < 0)
+      fail(status::value, op, ": feature_map is '", feature_map,
+           "'; expected one that acts on each number alone, as a device has no others yet");
+    const index_t K = shapes.extent('d'), V = in.value.given() ? shapes.extent('V') : shapes.extent('W') - normalised;
+    check_widths(op, in, K, V);
+    for (int axis = 0; axis < shapes.batch_rank(); ++axis) arguments.batch.add(shapes.batch_extent(axis));
+    arguments.sequences = arguments.batch.count();
+    arguments.tokens = shapes.extent('T');
+    arguments.keys = static_cast<int>(K);
+    arguments.values = static_cast<int>(V);
+    TokenRows<const void>* const placed[] = {&arguments.query, &arguments.key,  &arguments.value, &arguments.beta,
+                                             &arguments.a,     &arguments.b,    &arguments.decay, &arguments.channel_decay,
+                                             &arguments.scale, &arguments.state};
+    for (int i = 0; i < operand_count; ++i)
+      if (all[i].given()) *placed[i] = token_rows(shapes, i, all[i]);
+    arguments.scale_number = static_cast<float>(scale_number);
+    arguments.map = map;
+    arguments.norm = norm;
+    arguments.rule = p.rule;
+    arguments.normalise = p.normalise;
+    arguments.log_decay = p.log_decay;
+  }
+
+ private:
+  static std::array<ConstArray, operand_count> listed(std::string_view op, const fast_weight::operands& in, double scale_number,
+                                                      const fast_weight::parameters& p) {
+    const std::array<ConstArray, operand_count> all{in.query, in.key,   in.value,         in.beta,  in.a,
+                                                    in.b,     in.decay, in.channel_decay, in.scale, in.state};
+    check_operands(op, all, scale_number, p);
+    return all;
+  }
+
+  void check_widths(std::string_view op, const fast_weight::operands& in, index_t K, index_t V) const {
+    check_width(op, in.query.given() ? "query" : "key", in.query.given() ? in.query : in.key, K);
+    for (const auto& [argument, array] : {std::pair{"a", in.a}, std::pair{"b", in.b}, std::pair{"decay", in.channel_decay}})
+      if (array.given() && array.extents[array.rank - 1] != K)
+        fail(status::value, op, ": ", argument, " has shape ", array.shape_text(), "; expected a last axis of ", K,
+             ", the width of the feature map");
+    if (in.state.given() && (shapes.extent('K') != K || shapes.extent('W') != V + normalised))
+      fail(status::value, op, ": state has shape ", in.state.shape_text(), "; expected (..., K=", K, ", ", V + normalised, ")",
+           normalised ? ", the last column of which is the normaliser" : "");
+  }
+};
+
 }  // namespace detail
 
 /// One pass over all tokens. out.state may be the very array that was given as the state.
@@ -47,54 +108,22 @@ template <class Device>
 void fast_weight_forward(std::string_view op, Device& device, const fast_weight::operands& in, double scale_number,
                          std::string_view feature_map, row_norm norm, const fast_weight::parameters& p, const fast_weight::results& out) {
   using namespace detail;
-  const ConstArray all[] = {in.query, in.key, in.value, in.beta, in.a, in.b, in.decay, in.channel_decay, in.scale, in.state};
-  check_operands(op, all, scale_number, p);
+  const FastWeightProblem problem(op, in, scale_number, feature_map, norm, p);
+  const Shapes& shapes = problem.shapes;
+  FastWeightArguments arguments = problem.arguments;
+  const index_t K = arguments.keys, V = arguments.values;
   if (out.out.given()) check_given(op, "query", in.query);
   if (out.saved.written.given() || out.saved.checkpoints.given())
-    fail(status::value, op, ": a device has no gradients of fast weights yet");
-  const int map = map_number(feature_maps{}, feature_map);
-  if (map < 0)
-    fail(status::value, op, ": feature_map is '", feature_map,
-         "'; expected one that acts on each number alone, as a device has no others yet");
-  const Shapes shapes(op, fast_weight::operand_shapes, all);
-  const bool normalised = p.normalise != fast_weight::normalisation::none;
-  const index_t K = shapes.extent('d'), V = in.value.given() ? shapes.extent('V') : shapes.extent('W') - normalised;
-  const ConstArray& rows = in.query.given() ? in.query : in.key;
-  check_width(op, in.query.given() ? "query" : "key", rows, K);
-  for (const auto& [argument, array] : {std::pair{"a", in.a}, std::pair{"b", in.b}, std::pair{"decay", in.channel_decay}})
-    if (array.given() && array.extents[array.rank - 1] != K)
-      fail(status::value, op, ": ", argument, " has shape ", array.shape_text(), "; expected a last axis of ", K,
-           ", the width of the feature map");
-  if (in.state.given() && (shapes.extent('K') != K || shapes.extent('W') != V + normalised))
-    fail(status::value, op, ": state has shape ", in.state.shape_text(), "; expected (..., K=", K, ", ", V + normalised, ")",
-         normalised ? ", the last column of which is the normaliser" : "");
-  check_output(op, "out", out.out, rows.type, shapes, {shapes.extent('T'), V});
-  check_output(op, "state", out.state, dtype::float32, shapes, {K, V + normalised});
-
-  FastWeightArguments arguments;
-  for (int axis = 0; axis < shapes.batch_rank(); ++axis) arguments.batch.add(shapes.batch_extent(axis));
-  arguments.sequences = arguments.batch.count();
-  arguments.tokens = shapes.extent('T');
-  arguments.keys = static_cast<int>(K);
-  arguments.values = static_cast<int>(V);
-  TokenRows<const void>* const placed[] = {&arguments.query, &arguments.key,  &arguments.value, &arguments.beta,
-                                           &arguments.a,     &arguments.b,    &arguments.decay, &arguments.channel_decay,
-                                           &arguments.scale, &arguments.state};
-  for (int i = 0; i < operand_count; ++i)
-    if (all[i].given()) *placed[i] = token_rows(shapes, i, all[i]);
+    fail(status::value, op, ": a device saves nothing for gradients, which take the operands alone");
+  check_output(op, "out", out.out, problem.type, shapes, {arguments.tokens, V});
+  check_output(op, "state", out.state, dtype::float32, shapes, {K, V + problem.normalised});
   arguments.out = token_rows(shapes, out.out);
   arguments.out_state = token_rows(shapes, out.state);
-  arguments.scale_number = static_cast<float>(scale_number);
-  arguments.map = map;
-  arguments.norm = norm;
-  arguments.rule = p.rule;
-  arguments.normalise = p.normalise;
-  arguments.log_decay = p.log_decay;
-  if (normalised && in.state.given()) {
+  if (problem.normalised && in.state.given()) {
     arguments.normaliser = static_cast<float*>(device.scratch(arguments.sequences * K * sizeof(float)));
     launch<CopyNormaliser>(op, device, arguments);
   }
-  select_scan(arguments.keys, normalised, [&]<class Kernel>() { launch<Kernel>(op, device, arguments); });
+  select_scan(arguments.keys, problem.normalised, [&]<class Kernel>() { launch<Kernel>(op, device, arguments); });
 }
 
 }  // namespace recollect::cuda

@@ -85,24 +85,14 @@ struct FastWeightScan {
     const int lane = thread.index() % warp_size, group = lane / warp_columns;
     const int own = thread.index() / warp_size * warp_columns + lane % warp_columns, column = first_column + own;
     Stage& stage = *reinterpret_cast<Stage*>(thread.shared());
-    if (thread.index() == 0) {
-      int i = 0;
-      const auto put = [&](const auto&... rows) { ((stage.begin[i++] = a.offset(rows, h)), ...); };
-      put(a.query, a.key, a.b, a.a, a.channel_decay, a.value, a.beta, a.decay);
-    }
+    begin(thread, a, h, stage);
     Sequence s{a, h, column, group};
     s.load();
     const float scale = a.scale.given() ? read(a.scale.data, a.scale.type, a.offset(a.scale, h)) : a.scale_number;
     const index_t out = a.out.given() ? a.offset(a.out, h) : 0;
     for (index_t first = 0; first < a.tokens; first += chunk) {
       const int count = a.tokens - first < chunk ? static_cast<int>(a.tokens - first) : chunk;
-      thread.barrier();
-      load_stage(thread, a, first_column, first, count, stage);
-      thread.barrier();
-      if (a.norm != row_norm::none) {
-        normalise_rows(thread, a, count, stage);
-        thread.barrier();
-      }
+      bring(thread, a, first_column, first, count, stage);
       for (int t = 0; t < count; ++t) {
         const float number = s.step(thread, stage, t, own);
         if (a.out.given() && group == 0 && column < a.values)
@@ -112,7 +102,26 @@ struct FastWeightScan {
     if (a.out_state.given()) s.store();
   }
 
- private:
+  /// To be done once for a sequence, before any stage.
+  template <class Thread>
+  static constexpr void begin(const Thread& thread, const Arguments& a, index_t h, Stage& stage) {
+    if (thread.index() != 0) return;
+    int i = 0;
+    const auto put = [&](const auto&... rows) { ((stage.begin[i++] = a.offset(rows, h)), ...); };
+    put(a.query, a.key, a.b, a.a, a.channel_decay, a.value, a.beta, a.decay);
+  }
+
+  /// The stage of tokens first .. first + count - 1, once all threads are done with the one before.
+  template <class Thread>
+  static constexpr void bring(const Thread& thread, const Arguments& a, int first_column, index_t first, int count, Stage& stage) {
+    thread.barrier();
+    load_stage(thread, a, first_column, first, count, stage);
+    thread.barrier();
+    if (a.norm == row_norm::none) return;
+    normalise_rows(thread, a, count, stage);
+    thread.barrier();
+  }
+
   /// One column of one sequence, shared by the eight lanes of a group number each.
   struct Sequence {
     const Arguments& a;
@@ -208,6 +217,7 @@ struct FastWeightScan {
     }
   };
 
+ private:
   /// Rows of some tokens; what lies beyond K is zero.
   template <class Thread>
   static constexpr void load_rows(const Thread& thread, const Arguments& a, const TokenRows<const void>& from, int map, index_t begin,

@@ -22,6 +22,7 @@ struct Lane {
   friend constexpr Lane fma(Lane a, Lane b, Lane c) { return Lane(std::fma(a.x, b.x, c.x)); }
   /// The larger one; `a` where either is NaN.
   friend constexpr Lane max(Lane a, Lane b) { return b.x > a.x ? b : a; }
+  friend constexpr Lane where_positive(Lane x, Lane y) { return x.x > 0 ? y : Lane(); }
   /// 2^n for a whole number n from -127 (where it is 0) on, in the low bits of `shifted` as in Packet.
   friend constexpr Lane power_of_two(Lane, Lane shifted) {
     return Lane(std::bit_cast<float>(std::bit_cast<std::uint32_t>(1.0f) + (std::bit_cast<std::uint32_t>(shifted.x) << 23)));
@@ -54,6 +55,19 @@ constexpr float map_value(type_list<Maps...>, int wanted, float x) {
   };
   (offer.template operator()<Maps>(), ...);
   return value;
+}
+
+template <class... Maps>
+constexpr float map_slope(type_list<Maps...>, int wanted, float x) {
+  int number = 0;
+  float slope = 1;
+  const auto offer = [&]<class Map>() {
+    if constexpr (elementwise<Map>)
+      if (number == wanted) slope = Map::template slope<float>(Lane(x)).x;
+    ++number;
+  };
+  (offer.template operator()<Maps>(), ...);
+  return slope;
 }
 
 }  // namespace recollect::cuda

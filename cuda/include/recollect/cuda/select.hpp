@@ -3,6 +3,9 @@
 /// `architecture` (90 for compute capability 9.0) and the problem; portable ones remain for the rest.
 #pragma once
 
+#include "recollect/cuda/fast_weight_normaliser.hpp"
+#include "recollect/cuda/fast_weight_pull.hpp"
+#include "recollect/cuda/fast_weight_reverse.hpp"
 #include "recollect/cuda/fast_weight_scan.hpp"
 #include "recollect/cuda/recall_backward.hpp"
 #include "recollect/cuda/recall_backward_bias.hpp"
@@ -80,6 +83,15 @@ void select_scan(int keys, bool normalised, Run&& run) {
     if (normalised) return run.template operator()<FastWeightScan<per_thread, true>>();
     run.template operator()<FastWeightScan<per_thread, false>>();
   };
+  if (keys <= 64) return with.template operator()<8>();
+  if (keys <= 128) return with.template operator()<16>();
+  with.template operator()<32>();
+}
+
+/// run<CheckpointsKernel, ReverseKernel>() for the gradient of that.
+template <class Run>
+void select_reverse(int keys, Run&& run) {
+  const auto with = [&]<int per_thread>() { run.template operator()<FastWeightCheckpoints<per_thread>, FastWeightReverse<per_thread>>(); };
   if (keys <= 64) return with.template operator()<8>();
   if (keys <= 128) return with.template operator()<16>();
   with.template operator()<32>();

@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/// `fast_weight_backward` on a device: gradients of everything that `fast_weight_forward` takes, from its operands alone. Cost about four
+/// times the forward pass; beside the operands, scratch of S before every chunk and before every token of one.
+#pragma once
+
+#include <vector>
+
+#include "recollect/cuda/fast_weight.hpp"
+
+namespace recollect::cuda {
+
+namespace detail {
+
+/// The gradient of one operand: written where it belongs if every sequence has a place of its own there, otherwise into scratch, whose
+/// sequences are then summed in order.
+class SharedGradient {
+ public:
+  template <class Device>
+  SharedGradient(Device& device, const Shapes& shapes, const BoundOperand& bound, const Array& array, index_t rows, index_t columns) {
+    if (!array.given() || array.size() == 0) return;
+    sum_.to = {array.data, array.type, {}, bound.inner[0], bound.inner[1]};
+    sum_.rows = rows;
+    sum_.columns = columns;
+    index_t stride = 1;
+    Strides sequences{};
+    Axes batch;
+    for (int axis = 0; axis < shapes.batch_rank(); ++axis) batch.add(shapes.batch_extent(axis));
+    for (int axis = batch.rank - 1; axis >= 0; stride *= batch.extents[axis--]) sequences[axis] = stride;
+    for (int axis = 0; axis < batch.rank; ++axis) {
+      const bool own = bound.batch[axis] != 0;
+      Axes& axes = own ? sum_.own : sum_.shared;
+      (own ? sum_.own_sequences : sum_.shared_sequences)[axes.rank] = sequences[axis];
+      if (own) sum_.to.batch[axes.rank] = bound.batch[axis];
+      axes.add(batch.extents[axis]);
+    }
+    place_ = sum_.to;
+    place_.batch = {};
+    std::copy_n(bound.batch.begin(), batch.rank, place_.batch.begin());
+    if (sum_.shared.count() == 1) return;
+    float* const data = static_cast<float*>(device.scratch(batch.count() * rows * columns * sizeof(float)));
+    sum_.from = data;
+    place_ = {data, dtype::float32, {}, columns, 1};
+    for (int axis = 0; axis < batch.rank; ++axis) place_.batch[axis] = sequences[axis] * rows * columns;
+    summed_ = true;
+  }
+
+  /// Where kernels write it.
+  const TokenRows<void>& place() const { return place_; }
+
+  template <class Device>
+  void finish(std::string_view op, Device& device) const {
+    if (summed_) launch<SumSequences>(op, device, sum_);
+  }
+
+ private:
+  SumSequencesArguments sum_;
+  TokenRows<void> place_;
+  bool summed_ = false;
+};
+
+inline void check_gradients(std::string_view op, std::span<const ConstArray> all, std::span<const Array> wanted) {
+  static constexpr const char* names[] = {"d_query", "d_key",   "d_value", "d_beta",  "d_a",
+                                          "d_b",     "d_decay", "d_decay", "d_scale", "d_state"};
+  for (int i = 0; i < operand_count; ++i) {
+    if (i == scale && wanted[i].given() && !all[i].given()) {  // that of a number is a number
+      if (wanted[i].rank != 0) fail(status::value, op, ": d_scale has shape ", wanted[i].shape_text(), "; expected ()");
+      if (wanted[i].type != dtype::float32) fail(status::type, op, ": d_scale has dtype ", name(wanted[i].type), "; expected float32");
+    } else {
+      check_gradient(op, names[i], wanted[i], all[i], all[i].type);
+    }
+  }
+}
+
+inline TokenRows<const void> readable(const TokenRows<void>& rows) { return {rows.data, rows.type, rows.batch, rows.time, rows.inner}; }
+
+/// Scratch for all that is not a gradient.
+template <class Device>
+void take_scratch(Device& device, FastWeightBackwardArguments& a, int rows_per_block, bool normalised) {
+  const auto floats = [&](index_t count) { return static_cast<float*>(device.scratch(count * sizeof(float))); };
+  const FastWeightArguments& s = a.scan;
+  const index_t blocks = s.sequences * a.column_blocks(), state = rows_per_block * FastWeightScan<8, false>::columns;
+  a.checkpoints = floats(blocks * a.chunks() * state);
+  a.states = floats(blocks * a.chunk * state);
+  a.carried = floats(blocks * state);
+  a.numbers = floats(blocks * s.tokens * token_number_count);
+  if (normalised) {
+    a.normaliser = floats(s.sequences * (s.tokens + 1) * s.keys);
+    a.carried_normaliser = floats(s.sequences * s.keys);
+  }
+  const bool asked[] = {a.d_query.given(), a.d_key.given(), a.d_a.given() && s.key.given(), a.d_b.given() && s.key.given(),
+                        a.d_decay.given() || a.d_channel_decay.given()};
+  for (int kind = 0; kind < column_sum_count; ++kind)
+    if (asked[kind]) a.sums[kind] = floats(s.sequences * a.shares() * a.chunk * s.keys);
+}
+
+}  // namespace detail
+
+/// d_in = J^T (d_out, d_state); a cotangent not given is zero, and so is a gradient that is not asked for left out.
+template <class Device>
+void fast_weight_backward(std::string_view op, Device& device, const fast_weight::operands& in, double scale_number,
+                          std::string_view feature_map, row_norm norm, const fast_weight::parameters& p, const ConstArray& d_out,
+                          const ConstArray& d_state, const fast_weight::gradients& d_in) {
+  using namespace detail;
+  const FastWeightProblem problem(op, in, scale_number, feature_map, norm, p);
+  const Array wanted[] = {d_in.query, d_in.key,   d_in.value,         d_in.beta,  d_in.a,
+                          d_in.b,     d_in.decay, d_in.channel_decay, d_in.scale, d_in.state};
+  if (d_out.given()) check_given(op, "query", in.query);
+  if (p.chunk < 1) fail(status::value, op, ": chunk is ", p.chunk, "; expected a number of 1 or more");
+  check_gradients(op, problem.all, wanted);
+  const Shapes& shapes = problem.shapes;
+  const index_t T = problem.arguments.tokens, K = problem.arguments.keys, V = problem.arguments.values, W = V + problem.normalised;
+  check_output(op, "d_out", as_output(d_out), problem.type, shapes, {T, V});
+  check_output(op, "d_state", as_output(d_state), dtype::float32, shapes, {K, W});
+
+  // Gradients lie at strides of their own: the operands' shapes are bound once more, with the gradients in their places.
+  std::array<ConstArray, operand_count> places = problem.all;
+  for (int i = 0; i < operand_count; ++i)
+    if (wanted[i].given()) places[i] = wanted[i];
+  const Shapes gradient_shapes(op, fast_weight::operand_shapes, places);
+  FastWeightBackwardArguments a;
+  a.scan = problem.arguments;
+  a.d_out = readable(token_rows(shapes, as_output(d_out)));
+  a.d_out_state = readable(token_rows(shapes, as_output(d_state)));
+  a.chunk = std::clamp<index_t>(p.chunk, 1, std::max<index_t>(T, 1));
+  TokenRows<void>* const placed[] = {&a.d_query, &a.d_key,   &a.d_value,         &a.d_beta,  &a.d_a,
+                                     &a.d_b,     &a.d_decay, &a.d_channel_decay, &a.d_scale, &a.d_state};
+  const index_t rows[] = {T, T, T, T, T, T, T, T, 1, K}, columns[] = {K, K, V, 1, K, K, 1, K, 1, W};
+  std::vector<SharedGradient> gradients;
+  for (int i = 0; i < operand_count; ++i) {
+    gradients.emplace_back(device, shapes, gradient_shapes[i], wanted[i], rows[i], columns[i]);
+    *placed[i] = gradients.back().place();
+  }
+  select_reverse(a.scan.keys, [&]<class Checkpoints, class Reverse>() {
+    take_scratch(device, a, Reverse::width, problem.normalised);
+    if (a.normaliser) launch<FastWeightNormaliser>(op, device, a);
+    launch<Checkpoints>(op, device, a);
+    for (a.number = a.chunks() - 1; a.number >= 0; --a.number) {
+      launch<Reverse>(op, device, a);
+      if (a.normaliser) launch<FastWeightNormaliserReverse>(op, device, a);
+      launch<FastWeightPull>(op, device, a);
+    }
+  });
+  if (a.d_scale.given()) launch<FastWeightScaleGradient>(op, device, a);
+  for (const SharedGradient& gradient : gradients) gradient.finish(op, device);
+}
+
+}  // namespace recollect::cuda
