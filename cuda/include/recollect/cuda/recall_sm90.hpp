@@ -206,7 +206,7 @@ struct RecallSm90 {
     return size < 1e-30f ? 1e-30f : size;
   }
 
-  /// Whether all rows of the warp have a bound that is small enough; states then begin with it. Gradients want the largest score itself.
+  /// Whether all rows of the warp have a bound that is small enough; states then begin with it.
   template <class Thread>
   static constexpr bool bound(const Thread& thread, const Arguments& a, const Part& part, const Queries& queries, const float (&factor)[2],
                               State& state) {
@@ -224,7 +224,7 @@ struct RecallSm90 {
         }
       bounds[half] = factor[half] * std::sqrt(sum_of_lanes<4>(thread, square)) * key;
     }
-    const bool small = 2 * bounds[0] <= widest_range && 2 * bounds[1] <= widest_range && read >= shortest && !a.recall.largest.given();
+    const bool small = 2 * bounds[0] <= widest_range && 2 * bounds[1] <= widest_range && read >= shortest;
     const bool bounded = largest_of_lanes<warp_size>(thread, small ? 0.0f : 1.0f) == 0;
     if (bounded) state[0].largest = bounds[0], state[1].largest = bounds[1];
     return bounded;
