@@ -89,7 +89,7 @@ Attention plain(std::mt19937_64& random, index_t k, index_t n, index_t m, index_
 }
 
 void test_sizes(std::mt19937_64& random) {
-  const index_t sizes[][5] = {{1, 1, 1, 1, 1},       {1, 3, 70, 20, 64},    {5, 17, 63, 5, 3},     {32, 3, 130, 33, 40},
+  const index_t sizes[][5] = {{1, 1, 1, 1, 1},       {1, 3, 70, 20, 64},    {5, 17, 63, 5, 3},      {32, 3, 130, 33, 40},
                               {33, 9, 100, 128, 65}, {128, 2, 600, 16, 16}, {32, 34, 40, 200, 256}, {7, 2, 1100, 4, 4}};
   for (const auto& s : sizes) {
     const Attention a = plain(random, s[0], s[1], s[2], s[3], s[4]);
