@@ -220,6 +220,35 @@ def attention_gradient(torch: Any, rc: Any, heads: int, n: int, d: int, dtype: s
     )
 
 
+def largest_scores(torch: Any, rc: Any, n: int, m: int, d: int, top_k: int) -> Case:
+    """Attention to the `top_k` largest scores, beside scores in memory, torch.topk and a gather."""
+    sets = sets_for(4.0 * (2 * m + 2 * n) * d)
+    k, v = ([torch.randn((m, d), device="cuda") for _ in range(sets)] for _ in range(2))
+    q = [torch.randn((n, d), device="cuda") for _ in range(sets)]
+    out, scale = torch.full((n, d), float("nan"), device="cuda"), 1 / math.sqrt(d)
+
+    def selected(query: Any, key: Any, value: Any) -> Any:
+        best = torch.topk(scale * (query @ key.T), top_k)
+        return (torch.softmax(best.values, -1)[:, None] @ value[best.indices])[:, 0]
+
+    def error() -> float:
+        rc.attention.attend(q[0], k[0], v[0], top_k=top_k, out=out)
+        rows = slice(max(0, n - 64), n)
+        return relative(out[rows], selected(q[0][rows].double(), k[0].double(), v[0].double()))
+
+    return Case(
+        "attend to the largest",
+        f"n={n} m={m} d={d} top_k={top_k}",
+        2.0 * n * m * d,
+        4.0 * (2 * m + 2 * n) * d,
+        sets,
+        error,
+        1e-4,
+        lambda i: rc.attention.attend(q[i], k[i], v[i], top_k=top_k, out=out),
+        {"torch matmul, topk, gather": lambda i: selected(q[i], k[i], v[i])},
+    )
+
+
 def delta_rule(torch: Any, rc: Any, B: int, T: int, H: int, d: int, dtype: str) -> Case:
     """T of 1 is a step of decoding: the state is updated in place."""
     kind = getattr(torch, dtype)
@@ -279,6 +308,8 @@ def cases(torch: Any, rc: Any) -> Iterator[Callable[[], Case]]:
     yield lambda: attention(torch, rc, 16384, 16384, 128, "float16")
     yield lambda: attention_gradient(torch, rc, 16, 4096, 64, "float32")
     yield lambda: attention_gradient(torch, rc, 16, 4096, 128, "bfloat16")
+    yield lambda: largest_scores(torch, rc, 4096, 65536, 128, 32)
+    yield lambda: largest_scores(torch, rc, 1, 4_000_000, 128, 32)
     yield lambda: delta_rule(torch, rc, 64, 1, 16, 128, "float32")
     yield lambda: delta_rule(torch, rc, 8, 4096, 16, 128, "float32")
 

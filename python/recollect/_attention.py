@@ -91,7 +91,7 @@ def attend(
         v.tanh(W k + U q). The Gaussian one is made of scalar products: take off an offset that is large beside the distances.
     top_k : int, optional
         Attend to the `top_k` keys with the largest scores alone, among equals the lower number first: softmax over them, gradients
-        through them. From 1 to m. The same as ``separation=("top_k_softmax", top_k)``.
+        through them. From 1 to m, of a device up to 128. The same as ``separation=("top_k_softmax", top_k)``.
     return_lse : bool
         Also return lse; with another separation than softmax, Omega*(s).
     out : array, optional

@@ -45,6 +45,8 @@ def attend(
 ) -> tuple[Any, Callable[[Any], Any]]:
     """The pullback of `attention.attend`."""
     read = device.Reading(op, query, key, value, scale=scale, bias=bias, **given)
+    if bias is not None and read.separation != "softmax":
+        raise ValueError(f"{op}: bias is given beside top_k; expected None in vjp on a CUDA device so far")
     call, ops = read.call, read.ops
     out = call.empty(read.outside, type_name(query))
     kept = {name: call.empty(read.shape, "float32") for name in ("largest", "log_sum")}

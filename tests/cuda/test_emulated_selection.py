@@ -112,6 +112,8 @@ def test_what_does_not_fit_is_told() -> None:
         rc.attention.attend(OnCard(q), OnCard(m), OnCard(m), top_k=150)
     with pytest.raises(ValueError, match="k_top is 200, or None beside as many memories; expected at most 127"):
         rc.backtracking.sparse_read(OnCard(q), OnCard(m), k_top=None, score="dot")
+    with pytest.raises(ValueError, match="bias is given beside top_k; expected None in vjp on a CUDA device so far"):
+        rc.vjp(rc.attention.attend, OnCard(q), OnCard(m), OnCard(m), top_k=2, bias=OnCard(draw(200)))
     sentences = []
     for kind in (np.asarray, OnCard):
         with pytest.raises(ValueError) as caught:
