@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-/// `fast_weight_backward` on a device: gradients of everything that `fast_weight_forward` takes, from its operands alone. Cost about four
-/// times the forward pass; beside the operands, scratch of S before every chunk and before every token of one.
+/// `fast_weight_backward` on a device: gradients of everything that `fast_weight_forward` takes, from its operands alone. All tokens are
+/// gone through three times: for S before every chunk, for S before every token of a chunk, and back. These are what scratch is for, beside
+/// the sums of one chunk and, normalised, z after every token.
 #pragma once
 
 #include <vector>
@@ -95,7 +96,7 @@ void take_scratch(Device& device, FastWeightBackwardArguments& a, int rows_per_b
 
 }  // namespace detail
 
-/// d_in = J^T (d_out, d_state); a cotangent not given is zero, and so is a gradient that is not asked for left out.
+/// d_in = J^T (d_out, d_state); a cotangent that is not given is zero, a gradient that is not is left out.
 template <class Device>
 void fast_weight_backward(std::string_view op, Device& device, const fast_weight::operands& in, double scale_number,
                           std::string_view feature_map, row_norm norm, const fast_weight::parameters& p, const ConstArray& d_out,
