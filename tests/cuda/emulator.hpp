@@ -229,7 +229,7 @@ class DeviceOf {
   template <class Kernel>
   void launch(index_t blocks, index_t shared_bytes, [[maybe_unused]] const typename Kernel::Arguments& arguments) {
     ++launches;
-    if constexpr (requires { Kernel::architecture; } && ThreadOf::architecture == 0) {
+    if constexpr (recollect::cuda::architecture_of<Kernel>() > ThreadOf::architecture) {
       throw std::logic_error(std::string(Kernel::name) + " is not for this device");
     } else {
       std::vector<index_t> order(static_cast<std::size_t>(blocks));
