@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /// The chunked kernel of fast weights against the recurrence in float64, on the emulator.
 #include "check.hpp"
-#include "emulator_sm90.hpp"
+#include "emulator_sm80.hpp"
 #include "tensor.hpp"
 
 #include "recollect/cuda/fast_weight.hpp"
@@ -56,10 +56,9 @@ Answer answer(const Problem& p) {
   return a;
 }
 
-template <class Device = emulator::Ampere>
 Answer run(const Problem& p, std::uint64_t seed, bool in_place = false) {
   Answer got{Tensor(p.shape({p.T, p.V}), p.query.type, test::nan, 8), in_place ? p.state : Tensor(p.shape({p.K, p.V}))};
-  Device device(seed);
+  emulator::Ampere device(seed);
   const fast_weight::operands in{p.query.in(), p.key.in(),   p.value.in(), p.beta.in(),  {},
                                  {},           p.decay.in(), {},           p.scale.in(), in_place ? got.state.in() : p.state.in()};
   cuda::fast_weight_forward("fastweight.test", device, in, 0.5, "identity", row_norm::none, p.how, {got.out.out(), got.state.out(), {}});
@@ -116,16 +115,130 @@ void test_sizes(std::mt19937_64& random) {
         if (i == 3) p.scale = test::random({2}, random);
         check_near(p, std::string(name(type)) + (r == rule::sum ? ", sum, " : ", delta, ") + check::shown(i));
         if (i != 1) continue;
-        const Answer one = run(p, 2), other = run(p, 3, true), hopper = run<emulator::Hopper>(p, 4);
-        CHECK(test::same(one.out, other.out) && test::same(one.state, other.state));
-        CHECK(test::same(one.out, hopper.out) && hopper.launches == 1);
+        const Answer one = run(p, 2), other = run(p, 3, true);
+        CHECK(test::same(one.out, other.out) && test::same(one.state, other.state) && one.launches == 1);
       }
+}
+
+/// Updates that are just stable: the same key again and again with beta |k|^2 = 2, of length 1 and of others.
+void test_longest_keys(std::mt19937_64& random) {
+  for (const dtype type : {dtype::bfloat16, dtype::float16})
+    for (const double length : {1.0, 16.0, 1 / 16.0}) {
+      Problem p = plain(random, rule::delta, type, {}, {96, 64, 16}, length);
+      for (index_t t = 0; t < p.T; ++t)
+        for (index_t k = 0; k < p.K; ++k) p.key.put(p.key.place({t, k}), (k % 2 ? -1 : 1) * length / 8);
+      p.beta = Tensor({p.T}, type, 2 / (length * length));
+      check_near(p, std::string(name(type)) + ", the same key, of length " + check::shown(length), 2);
+    }
+}
+
+/// Products and states that are no halves, and decays that leave nothing.
+void test_range(std::mt19937_64& random) {
+  for (const rule r : {rule::sum, rule::delta}) {
+    Problem p = plain(random, r, dtype::float16, {}, {64, 64, 16}, 100);
+    p.query.each([&](index_t place) { p.query.put(place, p.query.get(place) * (r == rule::sum ? 1e-3 : 1e3)); });
+    p.value.each([&](index_t place) { p.value.put(place, p.value.get(place) * (r == rule::sum ? 1e4 : 20)); });
+    check_near(p, r == rule::sum ? "a large state" : "large products");
+    p = plain(random, r, dtype::bfloat16, {}, {64, 64, 16});
+    p.decay = between(p.shape({p.T}), 0.9, 1, random, p.query.type);
+    for (index_t t : {5, 20, 21, 40}) p.decay.put(t, t == 21 ? 1e-30 : 0);
+    p.state = test::random(p.shape({p.K, p.V}), random);
+    check_near(p, "nothing is left");
+  }
+}
+
+/// What the kernel does not do goes to the one that goes token by token, whose states have no rounded part.
+void test_others(std::mt19937_64& random) {
+  const auto exact = [&](const Problem& p, bool wanted, const char* what) {
+    check::that((error(run(p, 1).state, answer(p).state) < 1e-5) == wanted, __FILE__, __LINE__, what);
+  };
+  const auto type = dtype::bfloat16;
+  exact(plain(random, rule::delta, type, {}, {16, 64, 8}), false, "a chunk");
+  exact(plain(random, rule::delta, type, {}, {15, 64, 8}), true, "few tokens");
+  exact(plain(random, rule::delta, type, {}, {16, 64, 12}), true, "ragged values");
+  exact(plain(random, rule::delta, type, {}, {16, 48, 8}), true, "narrow keys");
+  Problem p = plain(random, rule::delta, type, {}, {16, 64, 8});
+  p.key = test::random({16, 64}, random, type, 0.1, 1);
+  exact(p, true, "rows that are not aligned");
+}
+
+/// Every number has a place of its own, moves are by whole rows and columns, and the rows that are read at once are in different banks.
+template <int Width>
+void test_tile() {
+  using Tile = cuda::HalfTile<Width>;
+  std::vector<int> seen(32 * Width);
+  for (int row = 0; row < 32; ++row)
+    for (int column = 0; column < Width; ++column) {
+      ++seen[Tile::offset(row, column) / 2];
+      CHECK(Tile::moved(512 + Tile::offset(row % 8, column % 16), row / 8 * 8, column / 16 * 16) == 512 + Tile::offset(row, column));
+    }
+  CHECK(std::all_of(seen.begin(), seen.end(), [](int count) { return count == 1; }));
+  for (int lane = 0; lane < 32; lane += 8)
+    for (const auto& place : {Tile::down, Tile::across}) {
+      std::vector<bool> bank(8);  // of 16 bytes
+      for (int i = 0; i < 8; ++i) bank[place(lane + i) / 16 % 8] = true;
+      CHECK(std::all_of(bank.begin(), bank.end(), [](bool met) { return met; }));
+    }
+}
+
+/// What the emulator is to find.
+enum class Slip { none, no_wait, apart, beyond, not_aligned };
+
+template <Slip slip>
+struct Copier {
+  struct Arguments {
+    const float* from;
+    float* to;
+  };
+  static constexpr int threads = 32, architecture = 80;
+  static constexpr const char* name = "copier";
+
+  template <class Thread>
+  static constexpr void run(const Thread& thread, const Arguments& a) {
+    const int i = thread.index();
+    const std::uint32_t at = thread.address(thread.shared()) + 16 * static_cast<std::uint32_t>(i);
+    thread.copy16(at + (slip == Slip::beyond ? 16 : slip == Slip::not_aligned ? 8 : 0), a.from + 4 * i, i > 0);
+    thread.commit_copies();
+    if (slip != Slip::no_wait) thread.template wait_copies<0>();
+    if (slip == Slip::apart && i == 3) return;
+    thread.warp_barrier();
+    a.to[i] = reinterpret_cast<const float*>(thread.shared())[(4 * i + 4) % 128];
+  }
+};
+
+template <Slip slip>
+std::string copied() {
+  alignas(16) float from[128], to[32];
+  std::iota(from, from + 128, 0.0f);
+  try {
+    emulator::Ampere().launch<Copier<slip>>(1, 512, {from, to});
+  } catch (const std::runtime_error& problem) {
+    return problem.what();
+  }
+  for (int i = 0; i < 32; ++i)
+    if (to[i] != (4 * i + 4) % 128) return "something else";
+  return "copied";
+}
+
+void test_emulator() {
+  CHECK_EQUAL(copied<Slip::none>(), "copied");
+  CHECK_EQUAL(copied<Slip::no_wait>(), "something else");
+  CHECK(copied<Slip::apart>().find("stands still") != std::string::npos);
+  CHECK(copied<Slip::beyond>().find("beyond") != std::string::npos);
+  CHECK(copied<Slip::not_aligned>().find("not aligned") != std::string::npos);
 }
 
 }  // namespace
 
 int main() {
   std::mt19937_64 random(80);
+  test_emulator();
+  test_tile<32>();
+  test_tile<64>();
+  test_tile<128>();
   test_sizes(random);
+  test_longest_keys(random);
+  test_range(random);
+  test_others(random);
   return check::report();
 }

@@ -12,8 +12,9 @@
 /// of I + A inverted. While a chunk is worked on, the next one's A and P are made and the one after it is on its way.
 ///
 /// Numbers meet the tensor cores in 16 bits, but for the solution for W, whose operands are split into two of them; sums are float32.
-/// float16 has a narrow range: what is rounded there is brought near 1 first, by powers of two. A number that is not finite makes
-/// its whole chunk so, and all that follows. Beyond what device.hpp says a thread of such a kernel has (ptx_sm80.cuh):
+/// Where beta |k|^2 comes near 2, past which nothing is stable, writes cancel each other; then W is split wherever it goes. float16 has a
+/// narrow range: what is rounded there is brought near 1 first, by powers of two. A number that is not finite makes its whole chunk so, and
+/// all that follows. Beyond what device.hpp says a thread of such a kernel has (ptx_sm80.cuh):
 ///
 ///     address(pointer)                   of shared memory, as a number
 ///     copy16(to, from, there)            16 bytes of memory into shared memory, some time; zeros if not there
@@ -105,7 +106,8 @@ struct FastWeightChunk : FastWeightTokens<T, Width, Delta> {
   template <class Thread>
   static constexpr void recall(const Thread& thread, const Shared& shared, int stage, const State& state, Tokens& removed, Tokens& out) {
     const int lane = lane_of(thread);
-    const std::uint32_t keys = thread.address(shared.stages[stage].key), queries = thread.address(shared.stages[stage].query);
+    const std::uint32_t keys = thread.address(shared.stages[stage].key) + Rows::across(lane);
+    const std::uint32_t queries = thread.address(shared.stages[stage].query) + Rows::across(lane);
     Fit size;
     if constexpr (narrow_range) size = fit_of<T>(thread, state);
     clear(removed), clear(out);
@@ -115,9 +117,8 @@ struct FastWeightChunk : FastWeightTokens<T, Width, Delta> {
       round<T>(thread, state[k / 8], state[k / 8 + 1], size.down, a);
 #pragma unroll
       for (int p = 0; p < parts; ++p) {
-        const std::uint32_t place = Rows::moved(Rows::across(lane), 16 * p, k);
-        if (Delta) add<T, false>(thread, a, keys + place, removed[2 * p], removed[2 * p + 1]);
-        add<T, false>(thread, a, queries + place, out[2 * p], out[2 * p + 1]);
+        if (Delta) add<T, false>(thread, a, Rows::moved(keys, 16 * p, k), removed[2 * p], removed[2 * p + 1]);
+        add<T, false>(thread, a, Rows::moved(queries, 16 * p, k), out[2 * p], out[2 * p + 1]);
       }
     }
 #pragma unroll
@@ -145,15 +146,17 @@ struct FastWeightChunk : FastWeightTokens<T, Width, Delta> {
     const std::uint32_t values = thread.address(shared.stages[stage].value), reads = thread.address(shared.products[product].read);
     const Gates& gates = shared.gates[stage];
     Tokens written;
-    Words words[parts], rest[parts];
     Fit size;
+    const float* const steps = shared.products[product].step;
+    const bool strict = Delta && std::fmax(steps[0], steps[1]) > strict_above;
 #pragma unroll
     for (int p = 0; p < parts; ++p) {
-      thread.template matrices<true>(words[p], values + Rows::moved(Rows::across(lane), 16 * p, Made::first_column(thread)));
+      Words words;
+      thread.template matrices<true>(words, Rows::moved(values + Rows::across(lane), 16 * p, Made::first_column(thread)));
 #pragma unroll
       for (int w = 0; w < 4; ++w)
 #pragma unroll
-        for (int i = 0; i < 2; ++i) written[2 * p + w / 2][w % 2 * 2 + i] = half_of<T>(words[p][w], i);
+        for (int i = 0; i < 2; ++i) written[2 * p + w / 2][w % 2 * 2 + i] = half_of<T>(words[w], i);
     }
     if constexpr (Delta) {
 #pragma unroll
@@ -161,14 +164,20 @@ struct FastWeightChunk : FastWeightTokens<T, Width, Delta> {
 #pragma unroll
         for (int i = 0; i < 4; ++i) written[n][i] = gates.beta[Made::token_at(lane, n, i)] * (written[n][i] - removed[n][i]);
       if constexpr (narrow_range) size = fit_of<T>(thread, written);
-      solve(thread, shared.products[product], size.down, written, words, rest);
+      solve(thread, shared.products[product], size.down, written);
     }
     clear(removed);  // from here on P W
 #pragma unroll
-    for (int p = 0; p < parts; ++p)
+    for (int q = 0; q < parts; ++q) {
+      Words whole, rest;
+      split<T>(thread, written[2 * q], written[2 * q + 1], whole, rest);
 #pragma unroll
-      for (int q = 0; q <= p; ++q)
-        add<T, false>(thread, words[q], reads + Square::moved(Square::across(lane), 16 * p, 16 * q), removed[2 * p], removed[2 * p + 1]);
+      for (int p = q; p < parts; ++p) {
+        const std::uint32_t place = Square::moved(reads + Square::across(lane), 16 * p, 16 * q);
+        add<T, false>(thread, whole, place, removed[2 * p], removed[2 * p + 1]);
+        if (strict) add<T, false>(thread, rest, place, removed[2 * p], removed[2 * p + 1]);
+      }
+    }
 #pragma unroll
     for (int n = 0; n < chunk / 8; ++n)
 #pragma unroll
@@ -176,28 +185,19 @@ struct FastWeightChunk : FastWeightTokens<T, Width, Delta> {
         const float up = narrow_range ? shared.products[product].up[Made::token_at(lane, n, i)] * size.up : 1.0f;
         out[n][i] = scale * std::fma(removed[n][i], up, out[n][i]);
       }
-    keep(thread, thread.address(shared.stages[stage].key), gates, size, written, state);
+    keep(thread, thread.address(shared.stages[stage].key), gates, size, strict, written, state);
   }
 
-  /// W / size from the right side, with its halves: a product of two numbers in two parts each has three products of parts.
+  /// W / size from the right side: a product of two numbers in two parts each has three products of parts.
   template <class Thread>
-  static constexpr void solve(const Thread& thread, const Products& from, float down, Tokens& written, Words (&words)[parts],
-                              Words (&rest)[parts]) {
-    const std::uint32_t place = Square::across(lane_of(thread));
-    const std::uint32_t whole = thread.address(from.solve[0]), little = thread.address(from.solve[1]);
-    const auto add_three = [&](const Words& a, const Words& a_rest, std::uint32_t at, Sums& left, Sums& right) {
-      add<T, false>(thread, a, whole + at, left, right);
-      add<T, false>(thread, a_rest, whole + at, left, right);
-      add<T, false>(thread, a, little + at, left, right);
-    };
-    const auto split_part = [&](int p) {
-#pragma unroll
-      for (int w = 0; w < 4; ++w) {
-        const Sums& pair = written[2 * p + w / 2];
-        std::uint32_t both[2] = {};
-        split<T>(thread, pair[w % 2 * 2], pair[w % 2 * 2 + 1], both);
-        words[p][w] = both[0], rest[p][w] = both[1];
-      }
+  static constexpr void solve(const Thread& thread, const Products& from, float down, Tokens& written) {
+    Words words[parts], rest[parts];
+    const std::uint32_t whole = thread.address(from.solve[0]) + Square::across(lane_of(thread));
+    const auto add_three = [&](int p, int q, Sums& left, Sums& right) {
+      const std::uint32_t place = Square::moved(whole, 16 * p, 16 * q);
+      add<T, false>(thread, words[q], place, left, right);
+      add<T, false>(thread, rest[q], place, left, right);
+      add<T, false>(thread, words[q], place + sizeof from.solve[0], left, right);
     };
 #pragma unroll
     for (int p = 0; p < parts; ++p) {
@@ -205,18 +205,19 @@ struct FastWeightChunk : FastWeightTokens<T, Width, Delta> {
 #pragma unroll
       for (int i = 0; i < 4; ++i) left[i] *= down, right[i] *= down;
 #pragma unroll
-      for (int q = 0; q < p; ++q) add_three(words[q], rest[q], Square::moved(place, 16 * p, 16 * q), left, right);
-      split_part(p);
+      for (int q = 0; q < p; ++q) add_three(p, q, left, right);
+      split<T>(thread, left, right, words[p], rest[p]);
 #pragma unroll
       for (int i = 0; i < 4; ++i) left[i] = right[i] = 0;
-      add_three(words[p], rest[p], Square::moved(place, 16 * p, 16 * p), left, right);
-      split_part(p);
+      add_three(p, p, left, right);
+      split<T>(thread, left, right, words[p], rest[p]);
     }
   }
 
   /// S <- G_last S + K^T diag(G_last / G) W, W being size.up times what is given.
   template <class Thread>
-  static constexpr void keep(const Thread& thread, std::uint32_t keys, const Gates& gates, const Fit& size, Tokens& written, State& state) {
+  static constexpr void keep(const Thread& thread, std::uint32_t keys, const Gates& gates, const Fit& size, bool strict, Tokens& written,
+                             State& state) {
     const int lane = lane_of(thread);
     const float last = gates.decay[chunk - 1], fade = thread.exp2(last) * size.down;
 #pragma unroll
@@ -229,11 +230,15 @@ struct FastWeightChunk : FastWeightTokens<T, Width, Delta> {
       for (int i = 0; i < 4; ++i) written[n][i] *= thread.exp2(last - gates.decay[Made::token_at(lane, n, i)]);
 #pragma unroll
     for (int p = 0; p < parts; ++p) {
-      Words a;
-      round<T>(thread, written[2 * p], written[2 * p + 1], 1, a);
+      Words whole, rest;
+      split<T>(thread, written[2 * p], written[2 * p + 1], whole, rest);
+      const auto add_rows = [&](const Words& left) {
 #pragma unroll
-      for (int k = 0; k < Width; k += 16)
-        add<T, true>(thread, a, keys + Rows::moved(Rows::down(lane), 16 * p, k), state[k / 8], state[k / 8 + 1]);
+        for (int k = 0; k < Width; k += 16)
+          add<T, true>(thread, left, Rows::moved(keys + Rows::down(lane), 16 * p, k), state[k / 8], state[k / 8 + 1]);
+      };
+      add_rows(whole);
+      if (strict) add_rows(rest);
     }
     if constexpr (narrow_range)
 #pragma unroll

@@ -12,6 +12,9 @@ namespace recollect::cuda {
 /// What a token's decay is counted as at least, of a logarithm to base 2: less than that leaves nothing of float32.
 inline constexpr float least_decay = -128;
 
+/// A beta |k|^2 above which errors are not forgotten soon enough.
+inline constexpr float strict_above = 1.25f;
+
 template <class T, int Width, bool Delta>
 struct FastWeightTokens {
   using Arguments = FastWeightArguments;
@@ -26,13 +29,14 @@ struct FastWeightTokens {
 
   static constexpr index_t column_blocks(const Arguments& a) { return (a.values + columns - 1) / columns; }
 
-  struct Stage {
+  struct alignas(Rows::alignment) Stage {
     char key[chunk * 2 * Width], query[chunk * 2 * Width], value[chunk * 2 * Width];
   };
   /// A is negated, with the inverses of I + A's diagonal blocks in their place, in two parts.
-  struct Products {
+  struct alignas(Square::alignment) Products {
     char read[chunk * 2 * chunk], solve[2][chunk * 2 * chunk];
-    float up[chunk];  // of the rows of P
+    float up[chunk];    // of the rows of P
+    float step[parts];  // the largest beta |k|^2 of 16 tokens
   };
   struct Gates {
     float decay[chunk], beta[chunk];  // decay: log2 G
@@ -137,18 +141,22 @@ struct FastWeightTokens {
 #pragma unroll
     for (int k = 0; k < Width; k += 16) {
       Words a;
-      thread.template matrices<false>(a, left + Rows::moved(Rows::down(lane), 16 * part, k));
+      thread.template matrices<false>(a, Rows::moved(left + Rows::down(lane), 16 * part, k));
 #pragma unroll
       for (int p = 0; p < parts; ++p)
-        if (p <= part) add<T, false>(thread, a, keys + Rows::moved(Rows::across(lane), 16 * p, k), sums[2 * p], sums[2 * p + 1]);
+        if (p <= part) add<T, false>(thread, a, Rows::moved(keys + Rows::across(lane), 16 * p, k), sums[2 * p], sums[2 * p + 1]);
     }
+    float step = 0;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       if (solve)
-        put_solve(thread, shared, stage, product, part, half, sums);
+        step = std::fmax(step, put_solve(thread, shared, stage, product, part, half, sums));
       else
         put_read(thread, shared, stage, product, part, half, sums);
     }
+    if (!solve) return;
+    step = largest_of_lanes<warp_size>(thread, step);
+    if (lane == 0) shared.products[product].step[part] = step;
   }
 
   /// Half of a lane's numbers of 16 rows of P.
@@ -177,11 +185,12 @@ struct FastWeightTokens {
                token_at(lane, n, 2 * half));
   }
 
-  /// Half of a lane's numbers of 16 rows of -A.
+  /// Half of a lane's numbers of 16 rows of -A. Returns beta |k|^2 where the lane has one, or 0.
   template <class Thread>
-  static constexpr void put_solve(const Thread& thread, Shared& shared, int stage, int product, int part, int half, const Tokens& sums) {
+  static constexpr float put_solve(const Thread& thread, Shared& shared, int stage, int product, int part, int half, const Tokens& sums) {
     const int lane = lane_of(thread), row = accumulator_row(lane, 2 * half), t = 16 * part + row;
     const Gates& gates = shared.gates[stage];
+    float step = 0;
 #pragma unroll
     for (int n = 0; n < chunk / 8; ++n) {
       float numbers[2] = {};
@@ -189,13 +198,16 @@ struct FastWeightTokens {
       for (int i = 0; i < 2; ++i) {
         const int j = token_at(lane, n, i);
         if (j < t) numbers[i] = -gates.beta[t] * sums[n][2 * half + i] * thread.exp2(gates.decay[t] - gates.decay[j]);
+        if (j == t) step = gates.beta[t] * sums[n][2 * half + i];
         if (n / 2 == part) shared.diagonal[part][16 * row + j % 16] = numbers[i];
       }
       if (n / 2 >= part) continue;
       std::uint32_t words[2] = {};
       split<T>(thread, numbers[0], numbers[1], words);
+#pragma unroll
       for (int u = 0; u < 2; ++u) put_word(words[u], shared.products[product].solve[u], t, token_at(lane, n, 0));
     }
+    return step;
   }
 
   static constexpr void put_word(std::uint32_t word, char* square, int row, int column) {
@@ -223,6 +235,7 @@ struct FastWeightTokens {
     for (int t = 0; t < 16; ++t) {
       std::uint32_t words[2] = {};
       split<T>(thread, x[t], 0, words);
+#pragma unroll
       for (int u = 0; u < 2; ++u)
         *reinterpret_cast<std::uint16_t*>(shared.products[product].solve[u] + Square::offset(16 * part + t, 16 * part + column)) =
             static_cast<std::uint16_t>(words[u]);

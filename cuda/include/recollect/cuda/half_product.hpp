@@ -52,6 +52,18 @@ constexpr void split(const Thread& thread, float low, float high, std::uint32_t 
   words[1] = thread.template rounded<T>(low - half_of<T>(words[0], 0), high - half_of<T>(words[0], 1));
 }
 
+/// The same of two pieces of a product, as left operands.
+template <class T, class Thread>
+constexpr void split(const Thread& thread, const Sums& left, const Sums& right, Words& words, Words& rest) {
+#pragma unroll
+  for (int w = 0; w < 4; ++w) {
+    const Sums& from = w < 2 ? left : right;
+    std::uint32_t both[2] = {};
+    split<T>(thread, from[w % 2 * 2], from[w % 2 * 2 + 1], both);
+    words[w] = both[0], rest[w] = both[1];
+  }
+}
+
 /// A power of two and its inverse: `down` brings a number near 1, `up` back.
 struct Fit {
   float down = 1, up = 1;

@@ -11,20 +11,21 @@
 namespace recollect::cuda {
 
 /// Rows of Width numbers. Which 16 bytes of a row come first changes from row to row, so that eight rows are read from eight places.
+/// Tiles begin at a multiple of `alignment`.
 template <int Width>
 struct HalfTile {
   static_assert(Width == 32 || Width == 64 || Width == 128);
   static constexpr int width = Width;
-  static constexpr std::uint32_t row_bytes = 2 * Width;
+  static constexpr std::uint32_t row_bytes = 2 * Width, alignment = row_bytes;
 
   static constexpr std::uint32_t offset(int row, int column) {
     const int turn = Width == 32 ? row / 2 % 4 : row % 8;
     return static_cast<std::uint32_t>(row) * row_bytes + static_cast<std::uint32_t>((column / 8 ^ turn) * 16 + column % 8 * 2);
   }
 
-  /// Of the number `row` rows (a multiple of 8) and `column` columns (of 16) after the one at `offset`, which is in the first 16 columns.
-  static constexpr std::uint32_t moved(std::uint32_t offset, int row, int column) {
-    return static_cast<std::uint32_t>(row) * row_bytes + (offset ^ static_cast<std::uint32_t>(column) * 2);
+  /// The address of the number `row` rows (a multiple of 8) and `column` columns (of 16) after one in the first 16 columns.
+  static constexpr std::uint32_t moved(std::uint32_t address, int row, int column) {
+    return (address ^ static_cast<std::uint32_t>(column) * 2) + static_cast<std::uint32_t>(row) * row_bytes;
   }
 
   /// Of the row that a lane names: 16 x 16 numbers as four matrices, those below each other first,

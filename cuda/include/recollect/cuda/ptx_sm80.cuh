@@ -12,6 +12,10 @@ namespace recollect::cuda {
 
 struct Sm80Thread : StreamThread {
 #ifdef __CUDA_ARCH__
+  __device__ char* shared() const {
+    extern __shared__ __align__(1024) char aligned_memory[];
+    return aligned_memory;
+  }
   __device__ std::uint32_t address(const void* pointer) const { return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer)); }
 
   __device__ void copy16(std::uint32_t to, const void* from, bool there) const {

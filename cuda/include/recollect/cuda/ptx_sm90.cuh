@@ -10,11 +10,6 @@ namespace recollect::cuda {
 
 struct Sm90Thread : Sm80Thread {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  __device__ char* shared() const {
-    extern __shared__ __align__(1024) char aligned_memory[];
-    return aligned_memory;
-  }
-
   __device__ void init(std::uint32_t barrier, int arrivals) const {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
   }
