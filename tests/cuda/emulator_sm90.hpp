@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: BSD-3-Clause
-/// What Hopper has more than cards before it: barriers in shared memory with phases and byte counts, copies that arrive some time, and products that warpgroups
-/// start and later wait for (recall_sm90.hpp tells the words). What this finds beside what emulator.hpp does: waits for the wrong phase or
-/// for none, more arrivals than expected, a stage that is overwritten while it is read, registers that are touched while a product runs,
-/// wrong descriptors, stores that copies and products cannot see yet. Numbers are taken out of shared memory by the descriptor, its strides
-/// and the swizzle, address by address.
+/// What Hopper has more than cards before it: barriers in shared memory with phases and byte counts, copies that arrive some time, and
+/// products that warpgroups start and later wait for (recall_sm90.hpp tells the words). What this finds beside what emulator.hpp does:
+/// waits for the wrong phase or for none, more arrivals than expected, a stage that is overwritten while it is read, registers that are
+/// touched while a product runs, wrong descriptors, stores that copies and products cannot see yet. Numbers are taken out of shared memory
+/// by the descriptor, its strides and the swizzle, address by address.
 #pragma once
 
 #include "emulator_sm80.hpp"

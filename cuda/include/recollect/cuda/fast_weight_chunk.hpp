@@ -70,18 +70,18 @@ struct FastWeightChunk : FastWeightTokens<T, Width, Delta> {
       Made::fetch(thread, a, s, shared.stages[free], c + 2);
       const Gate gate = warp == 0 ? Made::read_gates(thread, a, s, c + 2) : Gate{};
       const int product = static_cast<int>(c % 2);
-      Made::prepare(thread, shared, next, 1 - product);
+      const bool more = c + 1 < chunks;
+      if (more) Made::prepare(thread, shared, next, 1 - product);
       Tokens removed, out;
       recall(thread, shared, stage, state, removed, out);
       if (warp == 0) Made::put_gates(thread, gate, shared.gates[free]);
       thread.barrier();  // the next chunk's A is there
-      if (Delta && warp == warps - 1) Made::invert(thread, shared, 1 - product);
+      if (Delta && more && warp == warps - 1) Made::invert(thread, shared, 1 - product);
       write(thread, shared, stage, product, s.scale, state, removed, out);
       store(thread, a, s, shared, stage, c, out);
       const int before = stage;
       stage = next, next = free, free = before;
     }
-    thread.template wait_copies<0>();
     if (!a.out_state.given()) return;
     for_state(thread, a, s, a.out_state, s.out_state, state, [&](float number, index_t place) {
       if (place >= 0) cuda::write<float>(a.out_state.data, place, number);

@@ -94,9 +94,11 @@ struct FastWeightTokens {
         thread.copy16(to + i * Rows::row_bytes, there ? data + begin + token * from.time + column : data, there);
       }
     };
-    rows(a.key, s.key, true, stage.key);
-    rows(a.query, s.query, true, stage.query);
-    rows(a.value, s.value + s.column, s.column + column < a.values, stage.value);
+    if (c * chunk < a.tokens) {
+      rows(a.key, s.key, true, stage.key);
+      rows(a.query, s.query, true, stage.query);
+      rows(a.value, s.value + s.column, s.column + column < a.values, stage.value);
+    }
     thread.commit_copies();
   }
 
