@@ -249,8 +249,8 @@ def largest_scores(torch: Any, rc: Any, n: int, m: int, d: int, top_k: int) -> C
     )
 
 
-def delta_rule(torch: Any, rc: Any, B: int, T: int, H: int, d: int, dtype: str) -> Case:
-    """T of 1 is a step of decoding: the state is updated in place."""
+def fast_weight(torch: Any, rc: Any, rule: str, B: int, T: int, H: int, d: int, dtype: str) -> Case:
+    """The sum rule or the delta rule. T of 1 is a step of decoding: the state is updated in place."""
     kind = getattr(torch, dtype)
     size = torch.finfo(kind).bits // 8
     numbers = B * H * T * (4 * d + 1) * size + 2 * B * H * d * d * 4
@@ -261,30 +261,31 @@ def delta_rule(torch: Any, rc: Any, B: int, T: int, H: int, d: int, dtype: str) 
 
     q, v = ([draw(d) for _ in range(sets)] for _ in range(2))
     k = [torch.nn.functional.normalize(draw(d).float(), dim=-1).to(kind) for _ in range(sets)]
-    beta = [draw().float().sigmoid() for _ in range(sets)]  # float32, as states are
+    beta = [draw().float().sigmoid().to(kind) for _ in range(sets)]
     states = [torch.randn((B, H, d, d), device="cuda") / d for _ in range(sets)]
     out = torch.full((B, H, T, d), float("nan"), device="cuda", dtype=kind)
 
     def ours(i: int) -> Any:
-        return rc.fastweight.delta_rule(
-            q[i], k[i], v[i], beta[i], scale=1.0, state=states[i], out=out, out_state=states[i], return_state=True
-        )
+        how = {"scale": 1.0, "state": states[i], "out": out, "out_state": states[i], "return_state": True}
+        if rule == "sum rule":
+            return rc.fastweight.linear_attention(q[i], k[i], v[i], feature_map="identity", normalize=False, **how)
+        return rc.fastweight.delta_rule(q[i], k[i], v[i], beta[i], **how)
 
     def error() -> float:
         S = states[0][0, 0].double()
         wanted = []
         for t in range(T):
             key = k[0][0, 0, t].double()
-            S = S + torch.outer(key, beta[0][0, 0, t].double() * (v[0][0, 0, t].double() - key @ S))
+            value = v[0][0, 0, t].double()
+            S = S + torch.outer(key, value if rule == "sum rule" else beta[0][0, 0, t].double() * (value - key @ S))
             wanted.append(q[0][0, 0, t].double() @ S)
         ours(0)
         return relative(out[0, 0], torch.stack(wanted))
 
-    name = "delta rule, decode step" if T == 1 else "delta rule"
     return Case(
-        f"{name} {dtype}",
+        f"{rule}{', decode step' if T == 1 else ''} {dtype}",
         f"B={B} T={T} H={H} d={d}",
-        6.0 * B * T * H * d * d,
+        (4.0 if rule == "sum rule" else 6.0) * B * T * H * d * d,
         numbers,
         sets,
         error,
@@ -310,8 +311,12 @@ def cases(torch: Any, rc: Any) -> Iterator[Callable[[], Case]]:
     yield lambda: attention_gradient(torch, rc, 16, 4096, 128, "bfloat16")
     yield lambda: largest_scores(torch, rc, 4096, 65536, 128, 32)
     yield lambda: largest_scores(torch, rc, 1, 4_000_000, 128, 32)
-    yield lambda: delta_rule(torch, rc, 64, 1, 16, 128, "float32")
-    yield lambda: delta_rule(torch, rc, 8, 4096, 16, 128, "float32")
+    yield lambda: fast_weight(torch, rc, "delta rule", 64, 1, 16, 128, "float32")
+    yield lambda: fast_weight(torch, rc, "delta rule", 8, 4096, 16, 128, "float32")
+    yield lambda: fast_weight(torch, rc, "delta rule", 8, 4096, 16, 64, "bfloat16")
+    yield lambda: fast_weight(torch, rc, "delta rule", 8, 4096, 16, 128, "bfloat16")
+    yield lambda: fast_weight(torch, rc, "delta rule", 8, 4096, 16, 128, "float16")
+    yield lambda: fast_weight(torch, rc, "sum rule", 8, 4096, 16, 128, "bfloat16")
 
 
 def measured(torch: Any, case: Case, limits: dict[str, float]) -> dict[str, Any]:

@@ -1,5 +1,5 @@
 """Is every barrier of every kernel needed, and would the tests notice if it were missing? Takes one away at a time and runs the emulator.
-For Hopper also every wait, arrival, fence, and end of a group of products.
+On tensor cores also every wait, arrival, fence, and end of a group of copies or products.
 
 python -m tests.cuda.barriers          some minutes; lists what is not noticed
 """
@@ -23,12 +23,15 @@ KERNELS = {
     "recall_sm90": "test_recall_sm90",
     "recall_pack": "test_recall_bank",
     "fast_weight_scan": "test_fast_weight",
+    "fast_weight_chunk": "test_fast_weight_chunk",
+    "fast_weight_tokens": "test_fast_weight_chunk",
     "fast_weight_reverse": "test_fast_weight_gradient",
     "top_k_scan": "test_top_k",
     "top_k_backward": "test_top_k",
 }
 ORDER = re.compile(
-    r"\s*(if \(.*\) )?thread\.(barrier|fence_async|wait|arrive|expect|start_products|commit_products|template finish_products<\d>)"
+    r"\s*(if \(.*\) )?thread\.(barrier|fence_async|wait|arrive|expect|start_products|commit_products|template finish_products<\d>|"
+    r"commit_copies|template wait_copies<\d>|warp_barrier)"
     r"\(.*\);( *//.*)?"
 )
 

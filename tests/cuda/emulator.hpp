@@ -31,7 +31,8 @@ inline std::string text(const Location& at) {
   return file.substr(file.rfind('/') + 1) + ":" + std::to_string(at.line());
 }
 
-/// The threads of one block, run to their ends in an order that the seed decides.
+/// The threads of one block, run to their ends in an order that the seed decides. In some blocks all warps are about as fast; in others
+/// some are much faster, as far as they need not wait.
 class Block {
  public:
   using Body = std::function<void(Block&, int)>;
@@ -54,13 +55,14 @@ class Block {
     warps_.assign(fibers_.size() / warp_size, 0);
     ready_.resize(fibers_.size());
     std::iota(ready_.begin(), ready_.end(), 0);
+    ranks_.resize(warps_.size());
+    std::iota(ranks_.begin(), ranks_.end(), 0);
+    std::shuffle(ranks_.begin(), ranks_.end(), random);
+    tries_ = random() % 2 ? 1 : 12;
     for (Fiber& fiber : fibers_) start(fiber);
-    // One warp, another in every block, is slower than the others: up to so slow that it hardly runs while any other can.
-    const int slow = static_cast<int>(random() % warps_.size()), patience = static_cast<int>(random() % 64);
     while (work(random, ready_.empty()) || !ready_.empty()) {
       if (ready_.empty()) continue;
-      for (int i = 0; i == 0 || (ready_.back() / warp_size == slow && i <= patience); ++i)
-        std::swap(ready_[random() % ready_.size()], ready_.back());
+      std::swap(ready_[next(random)], ready_.back());
       current_ = ready_.back();
       ready_.pop_back();
       swapcontext(&scheduler_, &fibers_[current_].context);
@@ -165,6 +167,16 @@ class Block {
   unsigned char* shared_ = nullptr;
 
  private:
+  /// The place among those that are ready of the one to go on: of some of them that of the fastest warp.
+  std::size_t next(std::mt19937_64& random) const {
+    std::size_t place = random() % ready_.size();
+    for (int i = 1; i < tries_; ++i) {
+      const std::size_t other = random() % ready_.size();
+      if (ranks_[ready_[other] / warp_size] > ranks_[ready_[place] / warp_size]) place = other;
+    }
+    return place;
+  }
+
   void start(Fiber& fiber) {
     std::memset(fiber.stack.get(), 0xff, stack_bytes);
     getcontext(&fiber.context);
@@ -213,7 +225,8 @@ class Block {
   std::vector<unsigned char> memory_;
   const Body* body_ = nullptr;
   ucontext_t scheduler_{};
-  std::vector<int> ready_, warps_;
+  std::vector<int> ready_, warps_, ranks_;
+  int tries_ = 1;
   int current_ = 0, arrived_ = 0, ended_ = 0;
   bool votes_ = false, vote_ = false;
   std::exception_ptr problem_;
@@ -248,7 +261,7 @@ class DeviceOf {
   template <class Kernel>
   void launch(index_t blocks, index_t shared_bytes, [[maybe_unused]] const typename Kernel::Arguments& arguments) {
     ++launches;
-    if constexpr (requires { Kernel::architecture; } && ThreadOf::architecture == 0) {
+    if constexpr (recollect::cuda::architecture_of<Kernel>() > ThreadOf::architecture) {
       throw std::logic_error(std::string(Kernel::name) + " is not for this device");
     } else {
       std::vector<index_t> order(static_cast<std::size_t>(blocks));

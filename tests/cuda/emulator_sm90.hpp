@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: BSD-3-Clause
-/// What Hopper has more: barriers in shared memory with phases and byte counts, copies that arrive some time, and products that warpgroups
-/// start and later wait for (recall_sm90.hpp tells the words). What this finds beside what emulator.hpp does: waits for the wrong phase or
-/// for none, more arrivals than expected, a stage that is overwritten while it is read, registers that are touched while a product runs,
-/// wrong descriptors, stores that copies and products cannot see yet. Numbers are taken out of shared memory by the descriptor, its strides
-/// and the swizzle, address by address.
+/// What Hopper has more than cards before it: barriers in shared memory with phases and byte counts, copies that arrive some time, and
+/// products that warpgroups start and later wait for (recall_sm90.hpp tells the words). What this finds beside what emulator.hpp does:
+/// waits for the wrong phase or for none, more arrivals than expected, a stage that is overwritten while it is read, registers that are
+/// touched while a product runs, wrong descriptors, stores that copies and products cannot see yet. Numbers are taken out of shared memory
+/// by the descriptor, its strides and the swizzle, address by address.
 #pragma once
 
-#include "emulator.hpp"
+#include "emulator_sm80.hpp"
 #include <map>
 
 #include "recollect/cuda/number.hpp"
@@ -28,9 +28,9 @@ struct Product {
   bool same(const Product& o) const { return b == o.b && columns == o.columns && flip == o.flip && more == o.more && widen == o.widen; }
 };
 
-class HopperBlock : public Block {
+class HopperBlock : public AmpereBlock {
  public:
-  using Block::Block;
+  using AmpereBlock::AmpereBlock;
 
   void init(std::uint32_t at, int arrivals) { barriers_[at] = {arrivals, arrivals, 0, false, false, {}}; }
 
@@ -92,6 +92,7 @@ class HopperBlock : public Block {
 
  protected:
   void begin() override {
+    AmpereBlock::begin();
     const std::size_t n = static_cast<std::size_t>(size());
     barriers_.clear();
     copies_.clear();
@@ -233,13 +234,12 @@ class HopperBlock : public Block {
   std::map<std::pair<int, float*>, std::vector<float>> kept_;
 };
 
-class HopperThread : public Thread {
+class HopperThread : public AmpereThread {
  public:
   static constexpr int architecture = 90;
 
-  HopperThread(HopperBlock& block, int index) : Thread(block, index), hopper_(block) {}
+  HopperThread(HopperBlock& block, int index) : AmpereThread(block, index), hopper_(block) {}
 
-  std::uint32_t address(const void* pointer) const { return static_cast<std::uint32_t>(static_cast<const char*>(pointer) - shared()); }
   void init(std::uint32_t barrier, int arrivals) const { hopper_.init(barrier, arrivals); }
   void arrive(std::uint32_t barrier) const { hopper_.arrive(barrier, 0); }
   void expect(std::uint32_t barrier, std::uint32_t bytes) const { hopper_.arrive(barrier, bytes); }
@@ -254,11 +254,6 @@ class HopperThread : public Thread {
   void give_registers() const {}
   template <int>
   void take_registers() const {}
-  float exp2(float x) const { return std::exp2(x); }
-  template <class T>
-  std::uint32_t rounded(float low, float high) const {
-    return recollect::cuda::pair(recollect::cuda::narrow<T>(low).bits, recollect::cuda::narrow<T>(high).bits);
-  }
   void start_products() const { hopper_.fence(index_); }
   void commit_products() const { hopper_.commit(index_); }
   template <int left, int count>

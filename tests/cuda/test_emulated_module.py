@@ -193,6 +193,33 @@ def test_fast_weights_update_a_state_in_place() -> None:
     np.testing.assert_allclose(sums.array, rc.fastweight.linear_attention(q, k, v), atol=1e-5)
 
 
+@pytest.mark.parametrize("rule", ["sum", "delta", "gated"])
+def test_halves_of_fast_weights_arrive_at_the_tensor_cores(rule: str) -> None:
+    """Keys of 64 and 128 without a feature map go there in chunks, and what is written is rounded to 16 bits. Tokens may lie before heads."""
+    q, k, v = (draw(1, 40, 2, width, seed=width).astype(np.float16).swapaxes(1, 2) for width in (64, 64, 24))
+    k = (k / 8).astype(np.float16)
+    beta, decay = np.random.default_rng(0).uniform(0.5, 1, (2, 1, 2, 40)).astype(np.float16)
+    state = draw(1, 2, 64, 24)
+    before, place = state.copy(), OnCard(state)
+    wide = [a.astype(np.float64) for a in (q, k, v)]
+    given: dict[str, Any] = {"state": fastweight.State(before.astype(np.float64)), "scale": 0.5}
+    how: dict[str, Any] = {"state": place, "out_state": place, "return_state": True, "scale": 0.5}
+    if rule == "sum":
+        wanted = fastweight.sum_rule(*wide, **given)
+        got = rc.fastweight.linear_attention(*map(OnCard, (q, k, v)), feature_map="identity", normalize=False, **how)
+    else:
+        if rule == "gated":
+            given["decay"], how["decay"] = decay.astype(np.float64)[..., None], OnCard(decay)
+        wanted = fastweight.delta_rule(*wide, beta.astype(np.float64), **given)
+        got = rc.fastweight.delta_rule(*map(OnCard, (q, k, v, beta)), **how)
+    assert got.out.array.dtype == np.float16 and got.state is place
+    for mine, theirs in ((got.out.array, wanted.out), (state, wanted.state.S)):
+        error = np.linalg.norm(mine - theirs) / np.linalg.norm(theirs)
+        assert error < 1e-3
+    if rule != "sum":
+        assert np.abs(state - wanted.state.S).max() > 1e-5  # not token by token
+
+
 FAST_WEIGHTS = fast_weight_gradients.cases(9, 5, 4)
 
 

@@ -68,6 +68,35 @@ def test_linear_attention(torch: Any, errors: Errors, normalize: bool) -> None:
     errors.check("linear attention", got, wanted.out, 2e-5)
 
 
+@pytest.mark.parametrize("d", [64, 128])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("rule", ["sum", "decayed sum", "delta", "gated delta", "delta, steps of 2"])
+def test_chunks_on_tensor_cores(torch: Any, errors: Errors, d: int, dtype: str, rule: str) -> None:
+    """Ragged chunks; tokens before heads, as models have them; the largest steps that are stable."""
+    T, kind = 333, getattr(torch, dtype)
+    q, k, v = (torch.randn((2, T, 3, d), device="cuda").to(kind).transpose(1, 2) for _ in range(3))
+    k = (torch.nn.functional.normalize(k.float(), dim=-1)).to(kind)
+    beta, decay = (torch.rand((2, 3, T), device="cuda").to(kind) for _ in range(2))
+    if "steps" in rule:
+        beta = torch.full_like(beta, 1.98)
+    decay = (decay / 8 + 0.875).to(kind)
+    state = torch.randn((2, 3, d, d), device="cuda")
+    given: dict[str, Any] = {"state": oracle.State(numbers(state))}
+    how: dict[str, Any] = {"out": poisoned(torch, 2, 3, T, d, dtype=kind), "state": state, "out_state": state}
+    if "decayed" in rule or "gated" in rule:
+        given["decay"], how["decay"] = numbers(decay)[..., None], decay
+    if "sum" in rule:
+        how |= {"feature_map": "identity", "normalize": False}
+        wanted = oracle.sum_rule(numbers(q), numbers(k), numbers(v), **given)
+        got = rc.fastweight.linear_attention(q, k, v, scale=1.0, return_state=True, **how)
+    else:
+        wanted = oracle.delta_rule(numbers(q), numbers(k), numbers(v), numbers(beta), **given)
+        got = rc.fastweight.delta_rule(q, k, v, beta, scale=1.0, return_state=True, **how)
+    bound = 1e-2 if dtype == "bfloat16" else 2e-3
+    errors.check(f"{rule} in chunks, {dtype}", got.out, wanted.out, bound)
+    errors.check(f"{rule} in chunks, state, {dtype}", state, wanted.state.S, bound)
+
+
 GRADIENTS = {
     f"{name}, {size}": case
     for size in [(9, 5, 4), (150, 64, 40), (70, 128, 128), (40, 200, 20)]

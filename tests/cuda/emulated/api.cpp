@@ -96,7 +96,7 @@ void retrieve_stored(const Queue&, const hopfield::operands& in, double beta, in
 
 void fast_weight_forward(const Queue&, std::string_view op, const fast_weight::operands& in, double scale, std::string_view feature_map,
                          row_norm norm, const fast_weight::parameters& how, const fast_weight::results& out) {
-  emulator::Device device;
+  emulator::Hopper device;
   fast_weight_forward(op, device, in, scale, feature_map, norm, how, out);
 }
 

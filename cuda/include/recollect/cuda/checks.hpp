@@ -46,7 +46,7 @@ inline void check_blocks(std::string_view op, index_t blocks) {
 /// Launches Kernel unless there is nothing to do.
 template <class Kernel, class Device>
 void launch(std::string_view op, Device& device, const typename Kernel::Arguments& arguments) {
-  constexpr index_t most_shared = requires { Kernel::architecture; } ? most_shared_bytes_sm90 : most_shared_bytes;
+  constexpr index_t most_shared = architecture_of<Kernel>() == 90 ? most_shared_bytes_sm90 : most_shared_bytes;
   static_assert(Kernel::shared_bytes() <= most_shared && sizeof(typename Kernel::Arguments) <= 4096);
   const index_t blocks = Kernel::blocks(arguments);
   check_blocks(op, blocks);

@@ -18,13 +18,14 @@
 ///     std::uint32_t ballot(condition)   a bit for every lane of the warp that says so
 ///     char* shared()                    the block's shared memory, aligned to 16 bytes
 ///
-/// A kernel for one architecture says which: static constexpr int architecture = 90 (recall_sm90.hpp).
+/// A kernel that needs an architecture says which: static constexpr int architecture = 80 for compute capability 8.0 and all that is newer
+/// (fast_weight_chunk.hpp), 90 for 9.0 alone (recall_sm90.hpp).
 /// Kernels and all they call are constexpr templates, which nvcc compiles for the device without a further word
 /// (--expt-relaxed-constexpr) and every C++ compiler for the emulator of tests/cuda. What starts kernels is a device:
 ///
 ///     template <class Kernel> void launch(index_t blocks, index_t shared_bytes, const Kernel::Arguments& arguments)
 ///     void* scratch(index_t bytes)      memory of the device, aligned to 256 bytes, for the launches that follow
-///     int architecture()                90 for compute capability 9.0; 0 for portable kernels alone
+///     int architecture()                90 for compute capability 9.0, 86 for 8.6; 0 for portable kernels alone
 ///
 /// stream.cuh is the real one.
 #pragma once
@@ -38,6 +39,14 @@ inline constexpr int warp_size = 32;
 /// Beyond these a launch would fail, or need a card that is not everywhere: blocks of a grid, shared bytes of a block (compute
 /// capability 8.6; a kernel for 9.0 has more).
 inline constexpr index_t most_blocks = 2147483647, most_shared_bytes = 101376, most_shared_bytes_sm90 = 232448;
+
+template <class Kernel>
+constexpr int architecture_of() {
+  if constexpr (requires { Kernel::architecture; })
+    return Kernel::architecture;
+  else
+    return 0;
+}
 
 /// The sum, and the largest, of x over `lanes` neighbouring lanes, in every one of them: a fixed tree.
 template <int lanes, class Thread>

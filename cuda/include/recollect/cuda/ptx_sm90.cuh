@@ -1,21 +1,15 @@
 // SPDX-License-Identifier: BSD-3-Clause
-/// A thread of a kernel for Hopper (sm_90a): the inline PTX, all of it. What each word means is told in recall_sm90.hpp. Bodies are empty
-/// for every other architecture, which never runs them.
+/// A thread of a kernel for Hopper (sm_90a): the inline PTX of what that has more than others. What each word means is told in
+/// recall_sm90.hpp. Bodies are empty for every other architecture, which never runs them.
 #pragma once
 
 #include "recollect/core/dtype.hpp"
-#include "recollect/cuda/stream_thread.cuh"
+#include "recollect/cuda/ptx_sm80.cuh"
 
 namespace recollect::cuda {
 
-struct Sm90Thread : StreamThread {
+struct Sm90Thread : Sm80Thread {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  __device__ char* shared() const {
-    extern __shared__ __align__(1024) char aligned_memory[];
-    return aligned_memory;
-  }
-  __device__ std::uint32_t address(const void* pointer) const { return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer)); }
-
   __device__ void init(std::uint32_t barrier, int arrivals) const {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
   }
@@ -47,20 +41,6 @@ struct Sm90Thread : StreamThread {
   template <int count>
   __device__ void take_registers() const {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(count));
-  }
-
-  __device__ float exp2(float x) const {
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(x) : "f"(x));
-    return x;
-  }
-  template <class T>
-  __device__ std::uint32_t rounded(float low, float high) const {
-    std::uint32_t word;
-    if constexpr (dtype_of<T> == dtype::bfloat16)
-      asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
-    else
-      asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
-    return word;
   }
 
   __device__ void start_products() const { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }

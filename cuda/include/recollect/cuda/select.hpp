@@ -3,6 +3,7 @@
 /// `architecture` (90 for compute capability 9.0) and the problem; portable ones remain for the rest.
 #pragma once
 
+#include "recollect/cuda/fast_weight_chunk.hpp"
 #include "recollect/cuda/fast_weight_normaliser.hpp"
 #include "recollect/cuda/fast_weight_pull.hpp"
 #include "recollect/cuda/fast_weight_reverse.hpp"
@@ -74,6 +75,42 @@ void select_bias(int width, Run&& run) {
   if (width <= 64) return run.template operator()<RecallBackwardBias<Tile<64, 2>>>();
   if (width <= 128) return run.template operator()<RecallBackwardBias<Tile<128, 2>>>();
   run.template operator()<RecallBackwardBias<Tile<256, 1>>>();
+}
+
+/// Rows that are copied 16 bytes at a time.
+template <class P>
+bool in_sixteens(const TokenRows<P>& rows) {
+  const auto whole = [](index_t stride) { return stride % 8 == 0; };
+  return rows.inner == 1 && whole(rows.time) && std::all_of(rows.batch.begin(), rows.batch.end(), whole) &&
+         reinterpret_cast<std::uintptr_t>(rows.data) % 16 == 0;
+}
+
+/// Below, a token after the other is faster.
+inline constexpr index_t fewest_chunked_tokens = 16;
+
+/// Whether fast weights are ones for FastWeightChunk.
+inline bool on_tensor_cores(int architecture, const FastWeightArguments& a) {
+  const bool half = a.query.type == dtype::float16 || a.query.type == dtype::bfloat16, width = a.keys == 64 || a.keys == 128;
+  const bool rule = (a.rule == fast_weight::rule::delta && !a.b.given()) || (a.rule == fast_weight::rule::sum && !a.beta.given());
+  const bool plain = !a.a.given() && !a.channel_decay.given() && a.normalise == fast_weight::normalisation::none &&
+                     a.norm == row_norm::none && a.map == map_number(feature_maps{}, "identity");
+  return architecture >= 80 && half && width && rule && plain && a.key.given() && a.out.given() && a.tokens >= fewest_chunked_tokens &&
+         a.values % 8 == 0 && in_sixteens(a.query) && in_sixteens(a.key) && in_sixteens(a.value) && in_sixteens(a.out);
+}
+
+/// run<Kernel>() with the kernel for fast weights that are.
+template <class Run>
+void select_chunk(dtype type, int width, fast_weight::rule rule, Run&& run) {
+  const auto with = [&]<class T, int Width>() {
+    if (rule == fast_weight::rule::delta) return run.template operator()<FastWeightChunk<T, Width, true>>();
+    run.template operator()<FastWeightChunk<T, Width, false>>();
+  };
+  const auto with_type = [&]<class T>() {
+    if (width == 64) return with.template operator()<T, 64>();
+    with.template operator()<T, 128>();
+  };
+  if (type == dtype::float16) return with_type.template operator()<float16>();
+  with_type.template operator()<bfloat16>();
 }
 
 /// run<Kernel>() with the scan for K = `keys` key channels.

@@ -19,12 +19,16 @@ inline void check(cudaError_t code, const char* what) {
   fail(code == cudaErrorMemoryAllocation ? status::memory : status::runtime, "CUDA: ", what, " failed: ", cudaGetErrorString(code));
 }
 
-/// A kernel for one architecture says so; its code for others is empty.
+/// What an architecture has not got the code of is empty there.
 template <class Kernel>
 __global__ void __launch_bounds__(Kernel::threads, 1) run([[maybe_unused]] const __grid_constant__ typename Kernel::Arguments arguments) {
-  if constexpr (requires { Kernel::architecture; }) {
+  if constexpr (architecture_of<Kernel>() == 90) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     Kernel::run(Sm90Thread{}, arguments);
+#endif
+  } else if constexpr (architecture_of<Kernel>() == 80) {
+#ifdef __CUDA_ARCH__
+    Kernel::run(Sm80Thread{}, arguments);
 #endif
   } else {
     Kernel::run(StreamThread{}, arguments);
