@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import recollect as rc
+from recollect import _backend
 
 from tests.cuda.device import Errors, numbers, poisoned, torch_on_device
 from tests.reference import backtracking
@@ -67,7 +68,7 @@ def test_halves_masks_and_ties(torch: Any, errors: Errors, dtype: str) -> None:
 
 @pytest.mark.parametrize("size", SIZES[1:], ids=str)
 def test_gradients(torch: Any, errors: Errors, size: tuple[int, ...]) -> None:
-    from recollect import _cuda
+    _cuda = _backend.load()
 
     n, m, d, e, k = size
     q, x, v, d_out = arrays(torch, 7, (2, n, d), (2, m, d), (2, m, e), (2, n, e))
