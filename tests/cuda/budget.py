@@ -67,15 +67,15 @@ def compiled(nvcc: str) -> dict[str, dict[str, dict[str, int]]]:
         re.S,
     )
     with tempfile.TemporaryDirectory() as directory:
-        # Host constants that device code cannot reach, an array of them say, become a trap without a word.
         for source in sorted((ROOT / "cuda" / "src").glob("*.cu")):
-            ptx = Path(directory) / "kernels.ptx"
-            run([nvcc, *FLAGS, "-arch=compute_80", *INCLUDES, "-ptx", str(source), "-o", str(ptx)])
-            if re.search(r"^\s*trap;", ptx.read_text(), re.M):
+            kept = Path(directory) / source.stem
+            kept.mkdir()
+            keep = ["--keep", "--keep-dir", str(kept)]
+            output = str(kept / "kernels.o")
+            said = run([nvcc, *FLAGS, PTXAS, *targets, *INCLUDES, *keep, "-c", str(source), "-o", output])
+            # Host constants that device code cannot reach, an array of them say, become a trap without a word.
+            if any(re.search(r"^\s*trap;", ptx.read_text(), re.M) for ptx in kept.glob("*.ptx")):
                 raise RuntimeError(f"{source.name}: a kernel traps; device code uses what only the host has")
-        for source in sorted((ROOT / "cuda" / "src").glob("*.cu")):
-            output = str(Path(directory) / "kernels.o")
-            said = run([nvcc, *FLAGS, PTXAS, *targets, *INCLUDES, "-c", str(source), "-o", output])
             if "serialized" in said:
                 raise RuntimeError(f"{source.name}: ptxas does one product of a warpgroup after the other\n{said}")
             for symbol, architecture, stack, stores, loads, registers in entry.findall(said):

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: BSD-3-Clause
-/// Which kernel serves a problem: the one place that knows of architectures. Kernels for one architecture are asked first, by
+/// Which kernel serves a problem: the one place that knows of architectures. Kernels for tensor cores are asked first, by
 /// `architecture` (90 for compute capability 9.0) and the problem; portable ones remain for the rest.
 #pragma once
+
+#include <algorithm>
+#include <cstdint>
 
 #include "recollect/cuda/fast_weight_chunk.hpp"
 #include "recollect/cuda/fast_weight_normaliser.hpp"
