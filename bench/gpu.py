@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from . import gpu_peers as peers
 from .environment import commit, library, versions
 
 _ROTATED_BYTES = 256 << 20  # more than any card's cache
@@ -102,28 +103,6 @@ def recalled(torch: Any, q: Any, k: Any, v: Any, scale: float) -> Any:
     return torch.softmax(scale * (q.double() @ k.double().T), -1) @ v.double()
 
 
-def sdpa(torch: Any, backend: Any, q: Any, k: Any, v: Any, scale: float) -> Any:
-    from torch.nn.attention import sdpa_kernel
-
-    with sdpa_kernel(backend):
-        return torch.nn.functional.scaled_dot_product_attention(
-            q[None, None], k[None, None], v[None, None], scale=scale
-        )
-
-
-def sdpa_peers(torch: Any, q: list[Any], x: list[Any], scale: float) -> dict[str, Callable[[int], Any]]:
-    """Every backend by name, with the patterns as keys and values at once, and with a copy of them as values."""
-    from torch.nn.attention import SDPBackend
-
-    copies = [a.clone() for a in x]
-    peers: dict[str, Callable[[int], Any]] = {}
-    for name in ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION"):
-        backend = getattr(SDPBackend, name)
-        for kind, values in (("k is v", x), ("k, v apart", copies)):
-            peers[f"SDPA {name}, {kind}"] = lambda i, b=backend, v=values: sdpa(torch, b, q[i], x[i], v[i], scale)
-    return peers
-
-
 def retrieval(torch: Any, rc: Any, Q: int, N: int, d: int, dtype: str, stored: bool = False) -> Case:
     """`stored`: in memories that stay on the device."""
     kind, beta = getattr(torch, dtype), 1 / math.sqrt(d)
@@ -154,7 +133,7 @@ def retrieval(torch: Any, rc: Any, Q: int, N: int, d: int, dtype: str, stored: b
         error,
         2e-5 if dtype == "float32" else 1e-2,
         ours,
-        sdpa_peers(torch, q, x, beta),
+        peers.sdpa(torch, q, x, beta) | peers.split_k(q, x, beta) | peers.cupy_softmax(q, x, beta),
     )
 
 
@@ -167,7 +146,7 @@ def attention(torch: Any, rc: Any, n: int, m: int, d: int, dtype: str) -> Case:
     def error() -> float:
         return relative(rc.attention.attend(q, k, v)[-64:], recalled(torch, q[-64:], k, v, scale))
 
-    peers = {name: lambda _, p=p: p(0) for name, p in case.peers.items() if "apart" in name}
+    apart = {name: lambda _, p=p: p(0) for name, p in case.peers.items() if "apart" in name}
     return Case(
         f"attend {dtype}",
         f"n={n} m={m} d={d}",
@@ -177,7 +156,7 @@ def attention(torch: Any, rc: Any, n: int, m: int, d: int, dtype: str) -> Case:
         error,
         1e-2,
         lambda _: rc.attention.attend(q, k, v),
-        peers,
+        apart,
     )
 
 
@@ -203,10 +182,7 @@ def attention_gradient(torch: Any, rc: Any, heads: int, n: int, d: int, dtype: s
         wanted = torch.autograd.grad(out, one, d_out[0, 0].double())
         return max(relative(got[0, 0], there) for got, there in zip(ours(), wanted, strict=True))
 
-    peers: dict[str, Callable[[int], Any]] = {}
-    for name in ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION"):
-        backend = getattr(SDPBackend, name)
-        peers[f"SDPA {name}"] = lambda _, b=backend: theirs(b, q, k, v)
+    backends = {f"SDPA {name}": getattr(SDPBackend, name) for name in peers.SDPA_BACKENDS}
     return Case(
         f"attend and its gradient {dtype}",
         f"H={heads} n={n} d={d}",
@@ -216,7 +192,7 @@ def attention_gradient(torch: Any, rc: Any, heads: int, n: int, d: int, dtype: s
         error,
         2e-5 if dtype == "float32" else 2e-2,
         ours,
-        peers,
+        {name: lambda _, b=backend: theirs(b, q, k, v) for name, backend in backends.items()},
     )
 
 
@@ -291,7 +267,7 @@ def fast_weight(torch: Any, rc: Any, rule: str, B: int, T: int, H: int, d: int, 
         error,
         2e-5 if dtype == "float32" else 1e-2,
         ours,
-        {},
+        peers.fla(rule, q, k, v, beta, states),
     )
 
 
@@ -329,8 +305,8 @@ def measured(torch: Any, case: Case, limits: dict[str, float]) -> dict[str, Any]
     for name, peer in case.peers.items():
         try:
             row["peers"][name] = timed(torch, peer, case.sets)
-        except RuntimeError as problem:  # a backend that does not take these inputs
-            row["peers"][name] = f"unavailable: {str(problem).splitlines()[0]}"
+        except Exception as problem:  # whatever a peer says of inputs that it does not take
+            row["peers"][name] = "unavailable: " + (str(problem).splitlines() or [type(problem).__name__])[0]
     return row
 
 

@@ -83,9 +83,9 @@ Bank bank(std::string_view op, Device& device, const RecallArguments& a) {
   return to;
 }
 
-/// One softmax of all rows.
+/// One softmax of all rows, or `steps` of them in one launch.
 template <class Device>
-void forward(std::string_view op, Device& device, RecallArguments a, const Bank& from) {
+void forward(std::string_view op, Device& device, RecallArguments a, const Bank& from, index_t steps = 1) {
   const auto run = [&]<class Kernel>() {
     a.splits = Kernel::splits(a);
     if (a.splits > 1) {
@@ -93,7 +93,7 @@ void forward(std::string_view op, Device& device, RecallArguments a, const Bank&
       a.partial_states = static_cast<float*>(device.scratch(a.splits * a.outer * a.rows * 2 * sizeof(float)));
     }
     if constexpr (requires { Kernel::architecture; })
-      launch<Kernel>(op, device, {a, from.keys, from.values});
+      launch<Kernel>(op, device, {a, from.keys, from.values, static_cast<int>(steps)});
     else
       launch<Kernel>(op, device, a);
     if (a.splits > 1) launch<RecallMerge>(op, device, a);
@@ -253,7 +253,7 @@ class Visited {
 
 }  // namespace detail
 
-/// `steps` softmaxes, one launch after the other; states between them are of the state's type. `tol` ends no row on a device.
+/// `steps` softmaxes, in one launch or one after the other; states between them are of the state's type. `tol` ends no row on a device.
 /// `kept` is none, or room for every step. `banks`: the memories as they were packed before (recall_bank.hpp).
 template <class Device>
 void retrieve(Device& device, const hopfield::operands& in, double beta, const hopfield::parameters& how, const hopfield::results& out,
@@ -271,12 +271,16 @@ void retrieve(Device& device, const hopfield::operands& in, double beta, const h
   check_kept(p, in, how, kept, false);
   const int batch = p.shapes.batch_rank();
   const auto place = [&](const Array& array) { return output(p.fold, array, batch); };
-  const Visited<Device> visited(device, p, how.steps, kept);
   if (banks && !on_tensor_cores(device.architecture(), p.arguments))
     fail(status::type, op, ": state has dtype ", name(in.state.type), "; expected ", name(in.patterns.type), ", as the packed patterns");
   const Bank from = banks ? *banks : bank(op, device, p.arguments);
-  for (index_t step = 0; step < how.steps; ++step) {
-    const bool last = step + 1 == how.steps;
+  // Nobody wants to know of the states between, and no block needs what another one reads.
+  const bool silent = kept.empty() && !out.energy.given() && !out.steps.given() && !out.converged.given();
+  const bool at_once = silent && from.keys && steps_in_one_launch(p.arguments);
+  const index_t launches = at_once ? 1 : how.steps;
+  const Visited<Device> visited(device, p, launches, kept);
+  for (index_t step = 0; step < launches; ++step) {
+    const bool last = step + 1 == launches;
     RecallArguments a = p.arguments;
     a.query = visited.before(step);
     a.out = last ? place(out.state) : visited.after(step);
@@ -292,7 +296,7 @@ void retrieve(Device& device, const hopfield::operands& in, double beta, const h
     }
     const bool tells = last && out.energy.given();
     if (tells) make_room_for_saved(device, p.fold, a);
-    forward(op, device, a, from);
+    forward(op, device, a, from, at_once ? how.steps : 1);
     if (tells) tell_energies(op, device, a, place(out.energy));
   }
   if (!out.steps.given() && !out.converged.given()) return;

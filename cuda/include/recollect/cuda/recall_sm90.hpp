@@ -2,9 +2,10 @@
 /// Attention and Hopfield retrieval for Hopper's tensor cores (sm_90a): memories of 16-bit numbers, 64 or 128 wide, packed by
 /// recall_pack.hpp; no mask, no bias. One warpgroup of a block brings tiles of patterns into a ring of stages; each of the others owns 64
 /// rows, holds their queries in registers, and takes two products of every tile: scores = queries . keys^T and sums += weights . values.
-/// The next scores are computed while the sums of the tile before are. In a retrieval keys and values are the same bytes. Where there are
-/// no more than 64 rows, all warpgroups own these and take the tiles in turn: each then has a part of the patterns as blocks have, to be
-/// merged. One alone would take longer for a tile than memory takes to bring it.
+/// The next scores are computed while the sums of the tile before are. In a retrieval keys and values are the same bytes,
+/// and a block that has all patterns can take several steps: what it read is its next operand, in the registers where it is. Where there
+/// are no more than 64 rows, all warpgroups own these and take the tiles in turn: each then has a part of the patterns as blocks have, to
+/// be merged. One alone would take longer for a tile than memory takes to bring it.
 ///
 /// The largest score of a row is raised tile by tile, and what was summed shrinks each time, unless |score| <= b = scale |query| max |key|
 /// is small: then scores are taken relative to b from the beginning. No weight is below 2^(-2 b), which 16 bits have to hold.
@@ -32,6 +33,7 @@ namespace recollect::cuda {
 struct RecallSm90Arguments {
   RecallArguments recall;
   const char *keys = nullptr, *values = nullptr;  // packed
+  int steps = 1;                                  // several only where `in_one_launch`
 };
 
 /// Shared: keys are the values.
@@ -59,6 +61,9 @@ struct RecallSm90 {
     return a.recall.outer * (a.recall.splits / parts(a.recall)) * tiles_of(a.recall.rows, rows);
   }
   static constexpr index_t shared_bytes() { return stages * stage_bytes + 2 * stages * 8; }
+
+  /// Whether a block has all that a row needs for its next step: all patterns, and what it reads is the next state.
+  static constexpr bool in_one_launch(const RecallArguments& a) { return Shared && splits(a) == 1; }
 
   template <class Thread>
   static constexpr void run(const Thread& thread, const Arguments& a) {
@@ -89,16 +94,22 @@ struct RecallSm90 {
   using Weights = std::uint32_t[Tile::patterns / 16][4];
   using State = math::OnlineSoftmax<float>[2];  // of a thread's two rows; sums are of its own columns until the end
 
-  /// What a block, or a warpgroup, does: some rows of an outer entry, some tiles of its patterns, one in `step`.
+  /// What a block, or a warpgroup, does: some rows of an outer entry, some tiles of its patterns, one in `step`. Registers are scarce, and
+  /// no card has room for rows of 128 bytes that an int cannot count.
   struct Part {
-    index_t outer = 0, split = 0, first_row = 0, tile = 0, end = 0, tiles = 0;
-    int step = 1;
+    int outer = 0, split = 0, first_row = 0, tile = 0, end = 0, tiles = 0, step = 1;
   };
 
   static constexpr Part part_of(const RecallArguments& a, index_t block) {
     const index_t row_tiles = tiles_of(a.rows, rows), rest = block / row_tiles, tiles = tiles_of(a.patterns, Tile::patterns);
     const index_t splits = a.splits / parts(a), split = rest % splits;
-    return {rest / splits, split, block % row_tiles * rows, first_tile(tiles, split, splits), first_tile(tiles, split + 1, splits), tiles};
+    const auto small = [](index_t number) { return static_cast<int>(number); };
+    return {small(rest / splits),
+            small(split),
+            small(block % row_tiles * rows),
+            small(first_tile(tiles, split, splits)),
+            small(first_tile(tiles, split + 1, splits)),
+            small(tiles)};
   }
   static constexpr Part part_of(const RecallArguments& a, Part part, int consumer) {
     part.step = parts(a);
@@ -111,6 +122,11 @@ struct RecallSm90 {
 
   static constexpr std::uint32_t full(std::uint32_t ring, int stage) { return ring + stages * stage_bytes + 8 * stage; }
   static constexpr std::uint32_t empty(std::uint32_t ring, int stage) { return full(ring, stages + stage); }
+
+  /// Where a tile begins in memory.
+  static constexpr index_t place_of(const Part& part, int tile) {
+    return (static_cast<index_t>(part.outer) * part.tiles + tile) * Tile::pitch;
+  }
 
   /// A place in the ring, and the parity of the round.
   struct Turn {
@@ -126,14 +142,15 @@ struct RecallSm90 {
   template <class Thread>
   static constexpr void produce(const Thread& thread, const Arguments& a, const Part& part, std::uint32_t ring) {
     Turn turn;
-    for (index_t tile = part.tile; tile < part.end; ++tile, turn.next()) {
-      const index_t place = (part.outer * part.tiles + tile) * Tile::pitch;
-      const std::uint32_t stage = ring + turn.stage * stage_bytes, arrived = full(ring, turn.stage);
-      thread.wait(empty(ring, turn.stage), !turn.odd);  // at once in the first round
-      thread.expect(arrived, stage_bytes);
-      thread.copy(stage, a.keys + place, Tile::bytes, arrived);
-      if constexpr (!Shared) thread.copy(stage + Tile::bytes, a.values + place, Tile::bytes, arrived);
-    }
+    for (int step = 0; step < a.steps; ++step)
+      for (int tile = part.tile; tile < part.end; ++tile, turn.next()) {
+        const index_t place = place_of(part, tile);
+        const std::uint32_t stage = ring + turn.stage * stage_bytes, arrived = full(ring, turn.stage);
+        thread.wait(empty(ring, turn.stage), !turn.odd);  // at once in the first round
+        thread.expect(arrived, stage_bytes);
+        thread.copy(stage, a.keys + place, Tile::bytes, arrived);
+        if constexpr (!Shared) thread.copy(stage + Tile::bytes, a.values + place, Tile::bytes, arrived);
+      }
   }
 
   template <class Thread>
@@ -145,21 +162,37 @@ struct RecallSm90 {
     float factor[2] = {};
 #pragma unroll
     for (int half = 0; half < 2; ++half) factor[half] = load_row(a, part.outer, first + 8 * half, lane, half, queries);
+    Sums sums;
+    Turn turn{part.split % part.step, false};
+    for (int step = 1;; ++step) {
+      State state;
+      read(thread, arguments, part, ring, queries, factor, turn, state, sums);
+      if (!Shared || step == arguments.steps) return finish(thread, a, part, first, lane, state, sums);
+      if (lane % warp_size == 0) thread.arrive(empty(ring, turn.stage));
+      turn.next();
+      look_again(thread, a.rows - first, state, sums, queries);
+    }
+  }
+
+  /// One softmax of a thread's rows over the tiles of a part. `turn` is where the first of them is, and then where the last one was.
+  template <class Thread>
+  static constexpr void read(const Thread& thread, const Arguments& arguments, const Part& part, std::uint32_t ring, const Queries& queries,
+                             const float (&factor)[2], Turn& turn, State& state, Sums& sums) {
+    const RecallArguments& a = arguments.recall;
+    const int lane = thread.index() % warpgroup_size;
     Scores scores;
     Weights weights;
-    Sums sums;
-    State state;
     const bool bounded = bound(thread, arguments, part, queries, factor, state);
 #pragma unroll
     for (int i = 0; i < Width / 2; ++i) sums[i] = 0;
-    Turn turn{static_cast<int>(part.split % part.step), false}, before = turn;
-    thread.wait(full(ring, turn.stage), false);
+    Turn before = turn;
+    thread.wait(full(ring, turn.stage), turn.odd);
     start_scores(thread, ring + turn.stage * stage_bytes, queries, scores);
     thread.template finish_products<0>(scores);
-    for (index_t tile = part.tile;; tile += part.step) {
+    for (int tile = part.tile;; tile += part.step) {
       // Here the scores of `tile` are known, and the sums of the tile before it are being added to.
       float shrink[2] = {1, 1};
-      if ((tile + 1) * Tile::patterns > a.patterns) hide(lane, static_cast<int>(a.patterns - tile * Tile::patterns), scores);
+      if (tile + 1 == part.tiles) hide(lane, static_cast<int>(a.patterns - static_cast<index_t>(tile) * Tile::patterns), scores);
       weigh(thread, factor, bounded, scores, state, shrink);
       thread.template finish_products<0>(sums);
       if (tile > part.tile) {
@@ -183,7 +216,19 @@ struct RecallSm90 {
       thread.template finish_products<1>(scores);
     }
     thread.template finish_products<0>(sums);
-    finish(thread, a, part, first, lane, state, sums);
+  }
+
+  /// What was read, rounded as on its way through memory, is what is compared next: sums are an operand where they are. Rows that are
+  /// not there stay zero; `left`: how many there are from a thread's first one on.
+  template <class Thread>
+  static constexpr void look_again(const Thread& thread, index_t left, const State& state, const Sums& sums, Queries& queries) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float sum = sum_of_lanes<4>(thread, state[half].sum), factor = sum == 0 || left <= 8 * half ? 0.0f : 1 / sum;
+#pragma unroll
+      for (int i = half; i < Width / 4; i += 2)
+        queries[i / 4][i % 4] = thread.template rounded<T>(sums[2 * i] * factor, sums[2 * i + 1] * factor);
+    }
   }
 
   /// Half of a thread's query words; returns what scores are multiplied by, which is positive: the sign is the query's, and -inf
@@ -234,8 +279,8 @@ struct RecallSm90 {
   template <class Thread>
   static constexpr float longest(const Thread& thread, const char* packed, const Part& part) {
     float length = 0;
-    for (index_t tile = part.tile + thread.index() % warp_size * part.step; tile < part.end; tile += warp_size * part.step) {
-      const float of_tile = *reinterpret_cast<const float*>(packed + (part.outer * part.tiles + tile) * Tile::pitch + Tile::bytes);
+    for (int tile = part.tile + thread.index() % warp_size * part.step; tile < part.end; tile += warp_size * part.step) {
+      const float of_tile = *reinterpret_cast<const float*>(packed + place_of(part, tile) + Tile::bytes);
       length = of_tile > length ? of_tile : length;
     }
     return largest_of_lanes<warp_size>(thread, length);

@@ -29,6 +29,9 @@ constexpr bool on_tensor_cores(int architecture, const RecallArguments& a) {
   return architecture == 90 && half && width && plain && alike;
 }
 
+/// Whether such a recall takes several steps in one launch: of whatever type and width.
+constexpr bool steps_in_one_launch(const RecallArguments& a) { return a.shared() && RecallSm90<bfloat16, 64, true>::in_one_launch(a); }
+
 /// run<Kernel>() with the kernel for a recall that is.
 template <class Run>
 void select_tensor_cores(dtype type, int width, bool shared, Run&& run) {
