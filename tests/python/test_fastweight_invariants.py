@@ -158,7 +158,8 @@ def everything(op, o):
 
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize(
-    "T, K, V, batch", [(300, 64, 64, ()), (300, 16, 33, (2, 3)), (5, 7, 3, (70,)), (2000, 8, 130, ())]
+    "T, K, V, batch",
+    [(300, 64, 64, ()), (300, 16, 33, (2, 3)), (5, 7, 30, (300,)), (1, 64, 64, (70,)), (2000, 8, 130, ())],
 )
 def test_the_same_bits_for_every_number_of_threads(rng, dtype, same_bits, name, T, K, V, batch):
     op, o = variants(rng, dtype, T, K, V, batch)[name]

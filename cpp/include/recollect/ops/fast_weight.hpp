@@ -27,6 +27,9 @@ inline std::array<Array, operand_count> listed(const gradients& in) {
   return {in.query, in.key, in.value, in.beta, in.a, in.b, in.decay, in.channel_decay, in.scale, in.state};
 }
 
+/// Of numbers to visit: what takes less than it takes another thread to wake up is done by this one.
+inline constexpr index_t fewest_shared_numbers = index_t{1} << 18;
+
 /// Every decay is in (0, 1], or its logarithm at most 0; NaN is neither.
 template <class T>
 void check_decay(std::string_view op, const ConstArray& array, bool logarithm) {
@@ -38,7 +41,7 @@ void check_decay(std::string_view op, const ConstArray& array, bool logarithm) {
     strides[axis] = array.strides[axis];
   }
   const index_t last = array.extents[array.rank - 1], stride = array.strides[array.rank - 1], rows = axes.count();
-  const index_t tasks = std::min<index_t>(rows, 64);
+  const index_t tasks = rows * last < fewest_shared_numbers ? 1 : std::min<index_t>(rows, 64);
   parallel_for(tasks, [&](index_t task) {
     for (index_t i = rows * task / tasks; i < rows * (task + 1) / tasks; ++i) {
       const T* row = static_cast<const T*>(array.data) + axes.offset(i, strides);
@@ -217,9 +220,10 @@ void forward(std::string_view op, const operands& in, const Map& map, row_norm n
     const RowMap<T> rows(map, d, norm);
     const index_t sequences = problem.batch.count();
     const bool normalised = p.normalise != normalisation::none;
-    const index_t blocks = normalised || out.saved.checkpoints.given() ? 1 : column_blocks<T>(sequences, V);
+    const bool few = sequences * problem.tokens * K * V < fewest_shared_numbers;
+    const index_t blocks = few || normalised || out.saved.checkpoints.given() ? 1 : column_blocks<T>(sequences, V);
     const index_t strips = (V + strip_columns<T> - 1) / strip_columns<T>;
-    const index_t tasks = std::min<index_t>(sequences, 64) * blocks;
+    const index_t tasks = few ? 1 : std::min<index_t>(sequences, 64) * blocks;
     parallel_for(tasks, [&](index_t task) {
       const index_t part = task / blocks, parts = tasks / blocks, block = task % blocks;
       const index_t column = std::min(V, block * strips / blocks * strip_columns<T>);
