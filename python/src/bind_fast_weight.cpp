@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "array.hpp"
+#include "fast_weight_options.hpp"
 
-#include <nanobind/stl/string.h>
-#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include "recollect/ops/fast_weight.hpp"
@@ -16,28 +15,8 @@ namespace {
 
 /// (name, row norm, nu, matrix or None)
 using MapChoice = std::tuple<std::string, std::string, index_t, In>;
-/// (op, rule, normalisation, decays are logarithms, chunk)
-using Options = std::tuple<std::string, std::string, std::string, bool, index_t>;
-
 feature_map::choice chosen(const MapChoice& map) {
-  const std::string& norm = std::get<1>(map);
-  return {std::get<0>(map),
-          norm == "sum"  ? row_norm::sum
-          : norm == "l2" ? row_norm::l2
-                         : row_norm::none,
-          std::get<2>(map), input(std::get<3>(map))};
-}
-
-fast_weight::parameters parameters(const Options& options) {
-  const std::string &rule = std::get<1>(options), &normalise = std::get<2>(options);
-  using fast_weight::normalisation;
-  return {rule == "sum"     ? fast_weight::rule::sum
-          : rule == "delta" ? fast_weight::rule::delta
-                            : fast_weight::rule::general,
-          normalise == "none"      ? normalisation::none
-          : normalise == "outputs" ? normalisation::outputs
-                                   : normalisation::outputs_and_removals,
-          std::get<3>(options), std::get<4>(options)};
+  return {std::get<0>(map), divisor(std::get<1>(map)), std::get<2>(map), input(std::get<3>(map))};
 }
 
 index_t row_width(const fast_weight::operands& in) {

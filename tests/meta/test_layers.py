@@ -31,7 +31,7 @@ def layer_of(path: Path) -> str:
     """The directory inside the include directory, or else the top directory that names a layer. The module of devices is one of its
     own: it sees the kernels' launchers, and nothing of the CPU's ops."""
     parts = path.relative_to(ROOT).parts
-    if parts == ("python", "src", "cuda.cpp"):
+    if parts[:2] == ("python", "src") and parts[2].startswith(("cuda", "place")):
         return "_cuda"
     if "recollect" in parts[:-1]:
         return parts[parts.index("recollect") + 1]
