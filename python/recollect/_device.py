@@ -51,7 +51,7 @@ def backend(op: str, name: str) -> Any:
     except ModuleNotFoundError:
         raise RuntimeError(
             f"{op}: {name} is on a CUDA device; this build of recollect has no CUDA backend: "
-            "install recollect-cu13 beside it, build it with -Ccmake.define.RECOLLECT_CUDA=ON, "
+            "build it with -Ccmake.define.RECOLLECT_CUDA=ON, have a recollect-cu13 of the same version beside it, "
             "or copy the array to the memory of this process"
         ) from None
     except ImportError as problem:

@@ -27,6 +27,14 @@ def torch_on_device() -> Any:
     return torch
 
 
+def arrays(torch: Any, seed: int, *shapes: tuple[int, ...], dtype: str = "float32") -> list[Any]:
+    generator = torch.Generator(device="cuda").manual_seed(seed)
+    return [
+        torch.randn(shape, generator=generator, device="cuda", dtype=torch.float32).to(getattr(torch, dtype))
+        for shape in shapes
+    ]
+
+
 def poisoned(torch: Any, *shape: int, dtype: Any = None) -> Any:
     return torch.full(shape, float("nan"), device="cuda", dtype=dtype or torch.float32)
 

@@ -5,6 +5,7 @@
 #include <cxxabi.h>
 #include <typeinfo>
 
+#include "recollect/cuda/recall_energy.hpp"
 #include "recollect/cuda/recall_moved.hpp"
 #include "recollect/cuda/recall_sum.hpp"
 #include "recollect/cuda/select.hpp"

@@ -8,23 +8,11 @@ import pytest
 import recollect as rc
 
 from tests.cuda import fast_weight_gradients
-from tests.cuda.device import Errors, numbers, poisoned, torch_on_device
+from tests.cuda.device import Errors, numbers, poisoned
 from tests.reference import fastweight as oracle
 from tests.reference import feature_maps
 
-
-@pytest.fixture(scope="module")
-def torch() -> Any:
-    return torch_on_device()
-
-
-@pytest.fixture(scope="module")
-def errors(torch: Any, request: pytest.FixtureRequest) -> Any:
-    found = Errors("fast_weight")
-    before = request.session.testsfailed
-    yield found
-    if request.session.testsfailed == before:
-        found.record(torch)
+UNIT = "fast_weight"
 
 
 def tokens(torch: Any, T: int, K: int, V: int) -> list[Any]:

@@ -9,7 +9,7 @@ import pytest
 import recollect as rc
 from recollect import _backend
 
-from tests.cuda.device import Errors, numbers, poisoned, torch_on_device
+from tests.cuda.device import Errors, arrays, numbers, poisoned
 from tests.reference import attention as oracle
 from tests.reference import hopfield
 
@@ -17,26 +17,7 @@ SIZES = [(1, 1, 1, 1), (1, 1000, 64, 64), (65, 63, 5, 3), (300, 257, 64, 64), (1
 BOUNDS = {"float32": 1e-5, "float16": 3e-3, "bfloat16": 2e-2}
 
 
-@pytest.fixture(scope="module")
-def torch() -> Any:
-    return torch_on_device()
-
-
-@pytest.fixture(scope="module")
-def errors(torch: Any, request: pytest.FixtureRequest) -> Any:
-    found = Errors("recall")
-    before = request.session.testsfailed
-    yield found
-    if request.session.testsfailed == before:
-        found.record(torch)
-
-
-def arrays(torch: Any, seed: int, *shapes: tuple[int, ...], dtype: str = "float32") -> list[Any]:
-    generator = torch.Generator(device="cuda").manual_seed(seed)
-    return [
-        torch.randn(shape, generator=generator, device="cuda", dtype=torch.float32).to(getattr(torch, dtype))
-        for shape in shapes
-    ]
+UNIT = "recall"
 
 
 @pytest.mark.parametrize("dtype", list(BOUNDS))

@@ -9,34 +9,14 @@ import pytest
 import recollect as rc
 from recollect import _backend
 
-from tests.cuda.device import Errors, numbers, poisoned, torch_on_device
+from tests.cuda.device import Errors, arrays, numbers, poisoned
 from tests.reference import backtracking
 from tests.reference import separated as oracle
 
 # n, m, d, e, k
 SIZES = [(1, 1, 1, 1, 1), (1, 5000, 64, 64, 32), (65, 63, 5, 3, 4), (300, 700, 128, 100, 128), (70, 90, 256, 200, 33)]
 
-
-@pytest.fixture(scope="module")
-def torch() -> Any:
-    return torch_on_device()
-
-
-@pytest.fixture(scope="module")
-def errors(torch: Any, request: pytest.FixtureRequest) -> Any:
-    found = Errors("selection")
-    before = request.session.testsfailed
-    yield found
-    if request.session.testsfailed == before:
-        found.record(torch)
-
-
-def arrays(torch: Any, seed: int, *shapes: tuple[int, ...], dtype: str = "float32") -> list[Any]:
-    generator = torch.Generator(device="cuda").manual_seed(seed)
-    return [
-        torch.randn(shape, generator=generator, device="cuda", dtype=torch.float32).to(getattr(torch, dtype))
-        for shape in shapes
-    ]
+UNIT = "selection"
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "recollect/cuda/checks.hpp"
+#include "recollect/cuda/recall_energy.hpp"
 #include "recollect/cuda/recall_moved.hpp"
 #include "recollect/cuda/retrieval_step.hpp"
 #include "recollect/spec/attention.hpp"

@@ -7,10 +7,7 @@
 /// This is a recall that reads nothing, with -g / beta in the place of d_p - g . out. N and M are of the patterns that a row may see.
 #pragma once
 
-#include <utility>
-
-#include "recollect/cuda/device.hpp"
-#include "recollect/cuda/recall_arguments.hpp"
+#include "recollect/cuda/warp_rows.hpp"
 
 namespace recollect::cuda {
 
@@ -22,43 +19,31 @@ struct EnergyArguments {
   float *dots = nullptr, *d_scales = nullptr;  // as in RecallBackwardArguments; d_scales has the part that is not through the scores
 };
 
-/// A warp for each of some rows.
-struct WarpRows {
-  static constexpr int threads = 128, rows = threads / warp_size;
-
-  /// Where the thread's warp is, and its lane; beyond the last row, -1.
-  template <class Thread>
-  static constexpr std::pair<index_t, int> place(const Thread& thread, index_t all) {
-    const index_t row = thread.block() * rows + thread.index() / warp_size;
-    return {row < all ? row : -1, thread.index() % warp_size};
+/// |x|^2 of a row, of a warp.
+template <class Thread>
+constexpr float square_of(const Thread& thread, const void* data, dtype type, index_t begin, index_t inner, int width, int lane) {
+  float sum = 0;
+  for (int k = lane; k < width; k += warp_size) {
+    const float x = read(data, type, begin + k * inner);
+    sum = std::fma(x, x, sum);
   }
-
-  template <class Thread>
-  static constexpr float square(const Thread& thread, const void* data, dtype type, index_t begin, index_t inner, int width, int lane) {
-    float sum = 0;
-    for (int k = lane; k < width; k += warp_size) {
-      const float x = read(data, type, begin + k * inner);
-      sum = std::fma(x, x, sum);
-    }
-    return sum_of_lanes<warp_size>(thread, sum);
-  }
-};
+  return sum_of_lanes<warp_size>(thread, sum);
+}
 
 /// |x|^2 of every pattern.
 struct RecallSquares : WarpRows {
   using Arguments = EnergyArguments;
   static constexpr const char* name = "recall_squares";
 
-  static constexpr index_t blocks(const Arguments& a) { return tiles_of(a.recall.outer * a.recall.patterns, rows); }
-  static constexpr index_t shared_bytes() { return 0; }
+  static constexpr index_t blocks(const Arguments& a) { return blocks_for(a.recall.outer * a.recall.patterns); }
 
   template <class Thread>
   static constexpr void run(const Thread& thread, const Arguments& arguments) {
     const RecallArguments& a = arguments.recall;
-    const auto [pattern, lane] = place(thread, a.outer * a.patterns);
-    if (pattern < 0) return;  // the whole warp
-    const index_t begin = a.outer_axes.offset(pattern / a.patterns, a.key.outer) + pattern % a.patterns * a.key.row;
-    const float sum = square(thread, a.key.data, a.key.type, begin, a.key.inner, a.width, lane);
+    const auto [pattern, o, c, lane] = place(thread, a.outer, a.patterns);
+    if (pattern < 0) return;
+    const index_t begin = a.outer_axes.offset(o, a.key.outer) + c * a.key.row;
+    const float sum = square_of(thread, a.key.data, a.key.type, begin, a.key.inner, a.width, lane);
     if (lane == 0) arguments.squares[pattern] = sum;
   }
 };
@@ -95,18 +80,16 @@ struct RecallEnergy : WarpRows {
   using Arguments = EnergyArguments;
   static constexpr const char* name = "recall_energy";
 
-  static constexpr index_t blocks(const Arguments& a) { return tiles_of(a.recall.outer * a.recall.rows, rows); }
-  static constexpr index_t shared_bytes() { return 0; }
+  static constexpr index_t blocks(const Arguments& a) { return blocks_for(a.recall.outer * a.recall.rows); }
 
   template <class Thread>
   static constexpr void run(const Thread& thread, const Arguments& arguments) {
     const RecallArguments& a = arguments.recall;
-    const auto [row, lane] = place(thread, a.outer * a.rows);
+    const auto [row, o, r, lane] = place(thread, a.outer, a.rows);
     if (row < 0) return;
-    const index_t o = row / a.rows, r = row % a.rows;
     const auto [query, energy] = a.offsets(o, r, a.query, arguments.energy);
     const Seen seen = seen_by(thread, arguments, o, r, lane);
-    const float own = square(thread, a.query.at.data, a.query.type, query, a.query.at.inner, a.width, lane);
+    const float own = square_of(thread, a.query.at.data, a.query.type, query, a.query.at.inner, a.width, lane);
     if (lane != 0) return;
     const double free = (std::log(static_cast<double>(seen.count)) - seen.log_sum) / seen.beta;
     const double sum = seen.count == 0 ? infinity : free + (static_cast<double>(own) + static_cast<double>(seen.square)) / 2;
@@ -120,14 +103,12 @@ struct RecallEnergyDots : WarpRows {
   static constexpr const char* name = "recall_energy_dots";
 
   static constexpr index_t blocks(const Arguments& a) { return RecallEnergy::blocks(a); }
-  static constexpr index_t shared_bytes() { return 0; }
 
   template <class Thread>
   static constexpr void run(const Thread& thread, const Arguments& arguments) {
     const RecallArguments& a = arguments.recall;
-    const auto [row, lane] = place(thread, a.outer * a.rows);
+    const auto [row, o, r, lane] = place(thread, a.outer, a.rows);
     if (row < 0) return;
-    const index_t o = row / a.rows, r = row % a.rows;
     const index_t at = a.offsets(o, r, arguments.d_energy)[0];
     const Seen seen = seen_by(thread, arguments, o, r, lane);
     if (lane != 0) return;

@@ -2,7 +2,7 @@
 /// What `retrieve` tells of its steps: how many a row took, and whether the last of them that moved the state moved it by at most tol.
 #pragma once
 
-#include "recollect/cuda/recall_energy.hpp"
+#include "recollect/cuda/warp_rows.hpp"
 
 namespace recollect::cuda {
 
@@ -18,16 +18,14 @@ struct RecallMoved : WarpRows {
   using Arguments = MovedArguments;
   static constexpr const char* name = "recall_moved";
 
-  static constexpr index_t blocks(const Arguments& a) { return tiles_of(a.recall.outer * a.recall.rows, rows); }
-  static constexpr index_t shared_bytes() { return 0; }
+  static constexpr index_t blocks(const Arguments& a) { return blocks_for(a.recall.outer * a.recall.rows); }
 
   template <class Thread>
   static constexpr void run(const Thread& thread, const Arguments& arguments) {
     const RecallArguments& a = arguments.recall;
-    const auto [row, lane] = place(thread, a.outer * a.rows);
+    const auto [row, o, r, lane] = place(thread, a.outer, a.rows);
     if (row < 0) return;
-    const auto [before, after, steps, converged] =
-        a.offsets(row / a.rows, row % a.rows, arguments.before, arguments.after, arguments.steps, arguments.converged);
+    const auto [before, after, steps, converged] = a.offsets(o, r, arguments.before, arguments.after, arguments.steps, arguments.converged);
     float sum = 0;
     for (int k = lane; arguments.before.given() && k < a.width; k += warp_size) {
       const float move = read(arguments.after.at.data, arguments.after.type, after + k * arguments.after.at.inner) -

@@ -84,21 +84,17 @@ constexpr SparseChoice SparseChoice::of(const Thread& thread, const TopKArgument
   return choice;
 }
 
-struct SparseRead {
+struct SparseRead : WarpRows {
   using Arguments = SparseReadArguments;
-  static constexpr int threads = RowsOfWarps::threads;
   static constexpr const char* name = "sparse_read";
 
-  static constexpr index_t blocks(const Arguments& arguments) { return RowsOfWarps::blocks(arguments.top.recall); }
-  static constexpr index_t shared_bytes() { return 0; }
+  static constexpr index_t blocks(const Arguments& arguments) { return blocks_for(arguments.top.recall.outer * arguments.top.recall.rows); }
 
   template <class Thread>
   static constexpr void run(const Thread& thread, const Arguments& arguments) {
     const RecallArguments& a = arguments.top.recall;
-    const index_t row = RowsOfWarps::row(thread);
-    if (row >= a.outer * a.rows) return;
-    const index_t o = row / a.rows, r = row % a.rows;
-    const int lane = thread.index() % warp_size;
+    const auto [row, o, r, lane] = place(thread, a.outer, a.rows);
+    if (row < 0) return;
     const SparseChoice choice = SparseChoice::of(thread, arguments.top, o, r);
     const auto [indices, weights, threshold, total, out] =
         a.offsets(o, r, arguments.indices, arguments.weights, arguments.threshold, arguments.total, a.out);

@@ -53,21 +53,18 @@ struct SoftmaxChoice {
 };
 
 template <class Choice>
-struct TopKBackwardRows {
+struct TopKBackwardRows : WarpRows {
   using Arguments = TopKBackwardArguments;
-  static constexpr int threads = RowsOfWarps::threads;
   static constexpr const char* name = "top_k_backward_rows";
 
-  static constexpr index_t blocks(const Arguments& arguments) { return RowsOfWarps::blocks(arguments.top.recall); }
-  static constexpr index_t shared_bytes() { return 0; }
+  static constexpr index_t blocks(const Arguments& arguments) { return blocks_for(arguments.top.recall.outer * arguments.top.recall.rows); }
 
   template <class Thread>
   static constexpr void run(const Thread& thread, const Arguments& arguments) {
     const RecallArguments& a = arguments.top.recall;
-    const index_t row = RowsOfWarps::row(thread);
-    if (row >= a.outer * a.rows) return;
-    const index_t o = row / a.rows, r = row % a.rows;
-    const int lane = thread.index() % warp_size, k = arguments.top.k;
+    const auto [row, o, r, lane] = place(thread, a.outer, a.rows);
+    if (row < 0) return;
+    const int k = arguments.top.k;
     const Choice choice = Choice::of(thread, arguments.top, o, r);
     const ListWeights d_scores = choice.score_gradients(thread, weight_gradients(thread, arguments, o, r, choice.list, choice.weights));
 #pragma unroll

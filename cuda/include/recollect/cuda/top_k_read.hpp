@@ -5,6 +5,7 @@
 
 #include "recollect/cuda/recall_forward.hpp"
 #include "recollect/cuda/top_k_scan.hpp"
+#include "recollect/cuda/warp_rows.hpp"
 
 namespace recollect::cuda {
 
@@ -110,34 +111,17 @@ constexpr LaneRow weighted_rows(const Thread& thread, const TopKArguments& argum
   return sums;
 }
 
-/// What kernels have in common that give every row a warp.
-struct RowsOfWarps {
-  static constexpr int threads = 128, rows = threads / warp_size;
-
-  static constexpr index_t blocks(const RecallArguments& a) { return tiles_of(a.outer * a.rows, rows); }
-
-  /// The row of this thread; beyond the last one where there is none.
-  template <class Thread>
-  static constexpr index_t row(const Thread& thread) {
-    return thread.block() * rows + thread.index() / warp_size;
-  }
-};
-
-struct TopKRead {
+struct TopKRead : WarpRows {
   using Arguments = TopKArguments;
-  static constexpr int threads = RowsOfWarps::threads;
   static constexpr const char* name = "top_k_read";
 
-  static constexpr index_t blocks(const Arguments& arguments) { return RowsOfWarps::blocks(arguments.recall); }
-  static constexpr index_t shared_bytes() { return 0; }
+  static constexpr index_t blocks(const Arguments& arguments) { return blocks_for(arguments.recall.outer * arguments.recall.rows); }
 
   template <class Thread>
   static constexpr void run(const Thread& thread, const Arguments& arguments) {
     const RecallArguments& a = arguments.recall;
-    const index_t row = RowsOfWarps::row(thread);
-    if (row >= a.outer * a.rows) return;
-    const index_t o = row / a.rows, r = row % a.rows;
-    const int lane = thread.index() % warp_size;
+    const auto [row, o, r, lane] = place(thread, a.outer, a.rows);
+    if (row < 0) return;
     const RankedList list = list_of(thread, arguments, o, r);
     math::OnlineSoftmax<float> state;
     const ListWeights weights = softmax_of(thread, arguments.k, list, state);
