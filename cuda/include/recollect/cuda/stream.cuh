@@ -2,8 +2,9 @@
 /// A CUDA stream as the device that device.hpp describes. For nvcc alone, as all .cuh.
 #pragma once
 
-#include <atomic>
 #include <cuda_runtime_api.h>
+#include <map>
+#include <mutex>
 #include <vector>
 
 #include "recollect/core/error.hpp"
@@ -17,6 +18,27 @@ inline void check(cudaError_t code, const char* what) {
   if (code == cudaSuccess) return;
   cudaGetLastError();  // so that it is told once
   fail(code == cudaErrorMemoryAllocation ? status::memory : status::runtime, "CUDA: ", what, " failed: ", cudaGetErrorString(code));
+}
+
+/// Where the scratch of a card comes from. The pool that every card has gives its memory back whenever the host waits for a stream, and the
+/// next call would pay for getting it again; this one keeps some.
+inline cudaMemPool_t scratch_pool(int card) {
+  constexpr std::uint64_t kept_bytes = std::uint64_t{256} << 20;
+  static std::mutex mutex;
+  static std::map<int, cudaMemPool_t> pools;
+  const std::lock_guard lock(mutex);
+  const auto [at, fresh] = pools.try_emplace(card);
+  if (!fresh) return at->second;
+  cudaMemPoolProps properties{};
+  properties.allocType = cudaMemAllocationTypePinned;
+  properties.location.type = cudaMemLocationTypeDevice;
+  properties.location.id = card;
+  const cudaError_t code = cudaMemPoolCreate(&at->second, &properties);
+  if (code != cudaSuccess) pools.erase(at);
+  check(code, "cudaMemPoolCreate");
+  std::uint64_t kept = kept_bytes;
+  check(cudaMemPoolSetAttribute(at->second, cudaMemPoolAttrReleaseThreshold, &kept), "cudaMemPoolSetAttribute");
+  return at->second;
 }
 
 /// What an architecture has not got the code of is empty there.
@@ -38,7 +60,7 @@ __global__ void __launch_bounds__(Kernel::threads, 1) run([[maybe_unused]] const
 /// Launches go to one stream of one card, which is made current for as long as this lives; scratch is freed behind the last of them.
 class Stream {
  public:
-  Stream(int card, cudaStream_t stream) : stream_(stream) {
+  Stream(int card, cudaStream_t stream) : card_(card), stream_(stream) {
     check(cudaGetDevice(&before_), "cudaGetDevice");
     check(cudaSetDevice(card), "cudaSetDevice");
   }
@@ -61,22 +83,21 @@ class Stream {
   void* scratch(index_t bytes) {
     void* memory = nullptr;
     if (bytes <= 0) return memory;
-    check(cudaMallocAsync(&memory, static_cast<std::size_t>(bytes), stream_), "cudaMallocAsync");
+    check(cudaMallocFromPoolAsync(&memory, static_cast<std::size_t>(bytes), scratch_pool(card_), stream_), "cudaMallocFromPoolAsync");
     scratch_.push_back(memory);
     return memory;
   }
 
   int architecture() const {
-    int card = 0, major = 0, minor = 0;
-    check(cudaGetDevice(&card), "cudaGetDevice");
-    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, card), "cudaDeviceGetAttribute");
-    check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, card), "cudaDeviceGetAttribute");
+    int major = 0, minor = 0;
+    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, card_), "cudaDeviceGetAttribute");
+    check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, card_), "cudaDeviceGetAttribute");
     return 10 * major + minor;
   }
 
  private:
+  int card_, before_ = 0;
   cudaStream_t stream_;
-  int before_ = 0;
   std::vector<void*> scratch_;
 };
 
