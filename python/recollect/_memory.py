@@ -11,14 +11,13 @@ import numpy.typing as npt
 
 from . import _array, _checks, _device
 from . import _hopfield as hopfield
-from ._files import PathLike, load_arrays, open_array, open_in_place, save_arrays
+from ._files import PathLike
+from ._memory_files import Saved, load_memory, open_memory, save_memory
 from ._store import Snapshot, Store
 
 __all__ = ["HopfieldMemory"]
 
 Array = npt.NDArray[Any]
-
-_KIND = "recollect.HopfieldMemory"
 
 
 class HopfieldMemory:
@@ -302,12 +301,8 @@ class HopfieldMemory:
 
         FileExistsError: ``path`` exists and ``overwrite`` is not set. Needs the safetensors package.
         """
-        held = self._store.snapshot
-        arrays = {"patterns": held.patterns, "ids": held.ids}
-        if held.values is not None:
-            arrays["values"] = held.values
-        metadata = {"dtype": self.dtype.name, "beta": repr(self.beta), "largest_id": str(self._store.top)}
-        save_arrays(path, arrays, kind=_KIND, metadata=metadata, overwrite=overwrite, who="HopfieldMemory.save")
+        saved = Saved(self._store.snapshot, self.dtype, self.beta, self._store.top, None)
+        save_memory(path, saved, overwrite=overwrite)
 
     @classmethod
     def load(cls, path: PathLike, *, mmap: bool = False) -> HopfieldMemory:
@@ -316,15 +311,7 @@ class HopfieldMemory:
 
         FileNotFoundError: no such file. ValueError: truncated, damaged, or not a saved HopfieldMemory.
         """
-        who = "HopfieldMemory.load"
-        arrays, metadata = load_arrays(path, kind=_KIND, mmap=mmap, who=who)
-        try:
-            held = Snapshot(arrays["patterns"], arrays.get("values"), arrays["ids"])
-            beta = None if metadata["beta"] == "None" else float(metadata["beta"])
-            dtype, top = metadata["dtype"], int(metadata["largest_id"])
-            return cls._adopt(held, dtype=dtype, beta=beta, top=top, mapped=Path(path) if mmap else None)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{who}: '{path}' is damaged ({error})") from None
+        return cls._adopt(load_memory(path, mmap=mmap, who="HopfieldMemory.load"))
 
     @classmethod
     def open_npy(
@@ -341,40 +328,18 @@ class HopfieldMemory:
         Nothing is copied, so the file may be larger than memory; a file that could only be used as a copy is
         refused (ValueError: column order; TypeError: another dtype or byte order). Other errors as in :meth:`load`.
         """
-        who = "HopfieldMemory.open_npy"
-        folder = Path(path)
-        if folder.is_dir():
-            path = folder / "patterns.npy"
-            values = folder / "values.npy" if values is None and (folder / "values.npy").exists() else values
-            if ids is None and (folder / "ids.npy").exists():
-                ids = open_array(folder / "ids.npy", who=who, ndim=1)
-        patterns = open_in_place(path, ("float16", "float32", "float64"), who=who)
-        dtype = np.dtype(np.float64 if patterns.dtype == np.float64 else np.float32)
-        held_values = None if values is None else open_in_place(values, (dtype.name,), who=who)
-        held_ids = np.arange(len(patterns)) if ids is None else _checks.id_array(ids, who)
-        held = Snapshot(patterns, held_values, held_ids)
-        try:
-            return cls._adopt(held, dtype=dtype, beta=beta, top=-1, mapped=Path(path))
-        except ValueError as error:
-            raise ValueError(f"{who}: {error}") from None
-
-    @classmethod
-    def _adopt(
-        cls, held: Snapshot, *, dtype: npt.DTypeLike, beta: float | None, top: int, mapped: Path | None
-    ) -> HopfieldMemory:
-        held.check()
-        patterns, values, _ = held
-        half = patterns.dtype if patterns.dtype.name in _checks.HALF else None
-        width = None if values is None else values.shape[1]
-        memory = cls(patterns.shape[1], values=width, beta=beta, dtype=dtype, storage=half)
-        for array, expected in zip(held, memory._store.snapshot, strict=True):
-            if array is not None and expected is not None and array.dtype != expected.dtype:
-                raise ValueError(f"an array has dtype {array.dtype}; expected {expected.dtype}")
-        memory._store = Store(*held, top=top)
-        memory._mapped = mapped
-        return memory
+        return cls._adopt(open_memory(path, values=values, ids=ids, beta=beta, who="HopfieldMemory.open_npy"))
 
     # -- inside --------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def _adopt(cls, saved: Saved) -> HopfieldMemory:
+        patterns, values, _ = saved.held
+        width = None if values is None else values.shape[1]
+        memory = cls(patterns.shape[1], values=width, beta=saved.beta, dtype=saved.dtype, storage=saved.half)
+        memory._store = Store(*saved.held, top=saved.top)
+        memory._mapped = saved.mapped
+        return memory
 
     def _read(self, cues: npt.ArrayLike, name: str) -> tuple[Snapshot, Array, tuple[int, ...]]:
         held, who = self._store.snapshot, f"HopfieldMemory.{name}"
