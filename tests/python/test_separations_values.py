@@ -249,7 +249,7 @@ def test_the_margin_predicts_exact_retrieval(rng, separation):
 
 
 @each
-@pytest.mark.parametrize("m", [64, 193, 1000, 5000])
+@pytest.mark.parametrize("m", [64, 193, 1000, pytest.param(5000, marks=pytest.mark.slow)])
 def test_many_keys(rng, dtype, separation, m):
     """From single keys to supports of all: scores that are tiny beside one another."""
     for scale in (1e-5, 0.02, 1.0):
