@@ -106,8 +106,21 @@ void load_rows(const StoredRows& stored, index_t first, index_t count, Tile<T>& 
     copy_rows<T>(stored, first, count, tile.buffer);
 }
 
-/// Turns one strip of rows, from `first` on, into a panel; columns beyond `count` are zero. With Fetch, the rows two strips further on
-/// are asked for early and in order: no hardware sees the pattern in rows that are read side by side, and memory would be waited for.
+/// Asks for memory ahead of rows that are turned square by square, as much as is turned meanwhile and in the order of memory: no hardware
+/// sees the pattern in rows that are read side by side. Far ahead for the second-level cache, of whose misses more can be under way, and
+/// the next square for the first.
+template <class T>
+void fetch_ahead(const T* rows, index_t width, index_t k) {
+  constexpr index_t packet = Packet<T>::width, size = sizeof(T), line = 64 / size, far = (48 << 10) / size, most = (16 << 10) / size;
+  const T* part = rows + k * packet;
+  const index_t next = packet * width;
+  for (index_t i = 0; i < packet * packet; i += line) {
+    __builtin_prefetch(part + far + i, 0, 2);
+    if (next <= most) __builtin_prefetch(part + next + i);
+  }
+}
+
+/// Turns one strip of rows, from `first` on, into a panel; columns beyond `count` are zero. Fetch: rows are where they are stored.
 template <class T, bool Fetch = false>
 void turn_strip(const Tile<T>& tile, index_t first, index_t count, T* panel) {
   using P = Packet<T>;
@@ -115,11 +128,9 @@ void turn_strip(const Tile<T>& tile, index_t first, index_t count, T* panel) {
   const index_t width = tile.row_stride;
   for (index_t j = 0; j < columns; j += P::width) {
     const T* rows = tile.rows + (first + j) * width;
-    if constexpr (Fetch)
-      for (index_t k = 0; k < P::width * width; k += 64 / static_cast<index_t>(sizeof(T)))
-        __builtin_prefetch(rows + 2 * columns * width + k);
     const index_t there = std::min<index_t>(count - first - j, P::width);
     for (index_t k = 0; k < width; k += P::width) {
+      if constexpr (Fetch) fetch_ahead(rows, width, k);
       P square[P::width];
       if (there == P::width) {
 #pragma GCC unroll 16
