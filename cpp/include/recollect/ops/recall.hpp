@@ -35,7 +35,7 @@ class Recall {
         problem_without_values_(without_values(problem)),
         update_(problem_without_values_, true, static_cast<bool>(results.energy), 0),
         last_(only_scores ? problem_without_values_ : problem, !only_scores, static_cast<bool>(results.energy), results.k) {
-    block_rows_ = rows_of_a_block(problem);
+    block_rows_ = rows_of_a_task(problem, update_.segments());
   }
 
   void run() {

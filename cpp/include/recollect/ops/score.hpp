@@ -20,7 +20,7 @@ class DotScores {
   DotScores(const RecallProblem<T>& problem, const Placed<T>& out) : problem_(problem), out_(out), pass_(problem, false, false) {}
 
   void run() const {
-    const index_t at_once = rows_of_a_block(problem_);
+    const index_t at_once = rows_of_a_task(problem_, 1);
     if (problem_.rows == 0 || problem_.outer == 0) return;
     const index_t blocks = (problem_.rows + at_once - 1) / at_once;
     parallel_for(blocks * problem_.outer, [&](index_t task) {
