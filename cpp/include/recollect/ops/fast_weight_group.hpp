@@ -6,6 +6,7 @@
 /// (s, t), s < t, what b of token t does. b reads before its token writes, so the two share a square.
 #pragma once
 
+#include "recollect/core/prefetch.hpp"
 #include "recollect/ops/fast_weight_rows.hpp"
 
 namespace recollect::detail {
@@ -161,7 +162,7 @@ void complete_group(const ChunkRows<T>& c, index_t wide, index_t g, index_t colu
     for (index_t t = 0; t < group; ++t) strength[t] = P(c.strength ? c.strength[first + t] : T(1));
     const index_t next = std::min(g + 1, c.groups - 1) * group;  // whose rows are to come into the nearest cache
 #pragma GCC unroll 4
-    for (index_t t = 0; t < group; ++t) __builtin_prefetch(c.given.rows + (next + t) * c.given.stride + column);
+    for (index_t t = 0; t < group; ++t) prefetch(c.given.rows + (next + t) * c.given.stride + column);
   }
   if constexpr (Remove) load_group(Lying<const T>{c.read[0], wide}, 0, column, u);
   if constexpr (Erase) {

@@ -4,6 +4,7 @@
 
 #include <limits>
 
+#include "recollect/core/prefetch.hpp"
 #include "recollect/math/feature_map.hpp"
 #include "recollect/ops/stored.hpp"
 
@@ -203,7 +204,7 @@ inline void fetch_row(const Rows<P>& rows, index_t t, index_t width) {
   if (!rows || rows.inner != 1) return;
   const char* row = reinterpret_cast<const char*>(&rows.at(t));
   for (index_t byte = 0; byte < width * static_cast<index_t>(sizeof(P)); byte += 64)
-    __builtin_prefetch(row + byte, std::is_const_v<P> ? 0 : 1, 2);
+    prefetch<cache::second, !std::is_const_v<P>>(row + byte);
 }
 
 }  // namespace detail

@@ -5,6 +5,7 @@
 /// the key that is stored with it is added there, once. Gradients of weights come out of all steps together, at the end.
 #pragma once
 
+#include "recollect/core/prefetch.hpp"
 #include "recollect/ops/recurrence.hpp"
 
 namespace recollect::backtracking::detail {
@@ -126,8 +127,8 @@ class RecurrenceBackward {
   void prefetch_read(index_t first, index_t last, index_t s) const {
     const auto rows = [](const T* row, const T* d_row, index_t width) {
       for (index_t u = 0; u < width; u += 64 / static_cast<index_t>(sizeof(T))) {
-        __builtin_prefetch(row + u, 0, 2);
-        __builtin_prefetch(d_row + u, 1, 2);
+        recollect::detail::prefetch<recollect::detail::cache::second>(row + u);
+        recollect::detail::prefetch<recollect::detail::cache::second, true>(d_row + u);
       }
     };
     for (index_t b = first; b < last; ++b) {

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "recollect/core/prefetch.hpp"
 #include "recollect/core/scratch.hpp"
 #include "recollect/core/view.hpp"
 #include "recollect/ops/packet.hpp"
@@ -29,8 +30,10 @@ template <class T>
 struct Tile {
   const T* rows = nullptr;  // (count, padded width)
   index_t row_stride = 0;
-  T* buffer = nullptr;  // the rows, unless they can be used where they lie
-  T* panels = nullptr;  // strips of `panel_columns` rows, turned: (strip, padded width, panel_columns)
+  T* buffer = nullptr;         // the rows, unless they can be used where they lie
+  T* panels = nullptr;         // strips of `panel_columns` rows, turned: (strip, padded width, panel_columns)
+  const char* next = nullptr;  // where the rows behind these are stored, one after the other in numbers of so many bytes; null if not
+  index_t next_size = 0;
 };
 
 /// The shape of register tiles: as many sums as fit the registers beside one strip of columns and one number.
@@ -87,6 +90,9 @@ template <class T>
 void load_rows(const StoredRows& stored, index_t first, index_t count, Tile<T>& tile, copying copy) {
   tile.rows = tile.buffer;
   tile.row_stride = padded<T>(stored.width);
+  tile.next_size = bytes_of(stored.type);
+  const bool dense = stored.column == 1 && stored.row == stored.width;
+  tile.next = dense ? static_cast<const char*>(stored.data) + (first + count) * stored.row * tile.next_size : nullptr;
   switch (stored.type) {
     case dtype::float16:
       return copy_rows<float16>(stored, first, count, tile.buffer);
@@ -99,28 +105,29 @@ void load_rows(const StoredRows& stored, index_t first, index_t count, Tile<T>& 
   }
   const T* rows = stored.at<T>(first);
   const bool aligned = reinterpret_cast<std::uintptr_t>(rows) % (Packet<T>::width * sizeof(T)) == 0;
-  const bool usable = stored.column == 1 && stored.width % Packet<T>::width == 0 && stored.row == stored.width;
+  const bool usable = dense && stored.width % Packet<T>::width == 0;
   if (usable && (copy == copying::avoided || (copy == copying::unaligned && aligned)))
     tile.rows = rows;
   else
     copy_rows<T>(stored, first, count, tile.buffer);
 }
 
-/// Asks for memory ahead of rows that are turned square by square, as much as is turned meanwhile and in the order of memory: no hardware
-/// sees the pattern in rows that are read side by side. Far ahead for the second-level cache, of whose misses more can be under way, and
-/// the next square for the first.
+/// Asks for as much memory as is in a square that is turned meanwhile, in the order of memory: no hardware sees the pattern in rows that
+/// are read side by side. Of the next tile for the second-level cache, more of whose misses can be under way, and of the next square for
+/// the first.
 template <class T>
-void fetch_ahead(const T* rows, index_t width, index_t k) {
-  constexpr index_t packet = Packet<T>::width, size = sizeof(T), line = 64 / size, far = (48 << 10) / size, most = (16 << 10) / size;
-  const T* part = rows + k * packet;
-  const index_t next = packet * width;
-  for (index_t i = 0; i < packet * packet; i += line) {
-    __builtin_prefetch(part + far + i, 0, 2);
-    if (next <= most) __builtin_prefetch(part + next + i);
+void fetch_ahead(const Tile<T>& tile, const T* square) {
+  constexpr index_t packet = Packet<T>::width, numbers = packet * packet, line = 64, most = (16 << 10) / sizeof(T);
+  if (tile.next) {
+    const char* next = tile.next + (square - tile.rows) * tile.next_size;
+    for (index_t i = 0; i < numbers * tile.next_size; i += line) prefetch<cache::second>(next + i);
   }
+  const index_t after = packet * tile.row_stride;
+  if (after <= most)
+    for (index_t i = 0; i < numbers; i += line / static_cast<index_t>(sizeof(T))) prefetch(square + after + i);
 }
 
-/// Turns one strip of rows, from `first` on, into a panel; columns beyond `count` are zero. Fetch: rows are where they are stored.
+/// Turns one strip of rows, from `first` on, into a panel; columns beyond `count` are zero.
 template <class T, bool Fetch = false>
 void turn_strip(const Tile<T>& tile, index_t first, index_t count, T* panel) {
   using P = Packet<T>;
@@ -130,7 +137,7 @@ void turn_strip(const Tile<T>& tile, index_t first, index_t count, T* panel) {
     const T* rows = tile.rows + (first + j) * width;
     const index_t there = std::min<index_t>(count - first - j, P::width);
     for (index_t k = 0; k < width; k += P::width) {
-      if constexpr (Fetch) fetch_ahead(rows, width, k);
+      if constexpr (Fetch) fetch_ahead(tile, rows + k * P::width);  // as far on as in the order of memory
       P square[P::width];
       if (there == P::width) {
 #pragma GCC unroll 16
