@@ -29,6 +29,8 @@ struct FastWeightArguments {
   TokenRows<const void> query, key, value, beta, a, b, decay, channel_decay, state, scale;
   TokenRows<void> out, out_state;
   float* normaliser = nullptr;  // (sequences, K): z before the first token, a copy; null: zeros
+  std::uint32_t* states = nullptr;  // S before every chunk in 16 bits, by block of columns; null: nobody asks
+  float* sizes = nullptr;           // what is to be multiplied by, by block, chunk and warp
   float scale_number = 1;       // where no scale is given
   int map = 0;                  // its number in `feature_maps`
   row_norm norm = row_norm::none;
