@@ -19,9 +19,7 @@ enum { query, key, value, beta, decay, scale, state, count };
 constexpr const char* names[] = {"query", "key", "value", "beta", "decay", "scale", "state"};
 using Gradients = std::array<Tensor, count>;
 
-std::array<const Tensor*, count> listed(const Problem& p) {
-  return {&p.query, &p.key, &p.value, &p.beta, &p.decay, &p.scale, &p.state};
-}
+std::array<const Tensor*, count> listed(const Problem& p) { return {&p.query, &p.key, &p.value, &p.beta, &p.decay, &p.scale, &p.state}; }
 
 struct Cotangents {
   Tensor out, state;
@@ -196,7 +194,8 @@ void test_longest_keys(std::mt19937_64& random) {
       for (index_t t = 0; t < p.T; ++t)
         for (index_t k = 0; k < p.K; ++k) p.key.put(p.key.place({t, k}), (k % 2 ? -1 : 1) * length / 8);
       p.beta = Tensor({p.T}, type, 2 / (length * length));
-      check_near(p, cotangents(p, random, true, 1 / 64.0), std::string(name(type)) + ", the same key, of length " + check::shown(length), 4);
+      check_near(p, cotangents(p, random, true, 1 / 64.0), std::string(name(type)) + ", the same key, of length " + check::shown(length),
+                 4);
     }
 }
 

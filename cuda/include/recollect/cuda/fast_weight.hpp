@@ -124,7 +124,8 @@ void fast_weight_forward(std::string_view op, Device& device, const fast_weight:
     launch<CopyNormaliser>(op, device, arguments);
   }
   if (on_tensor_cores(device.architecture(), arguments, arguments.out))
-    return select_chunk(arguments.query.type, arguments.keys, p.rule, [&]<class Kernel, class>() { launch<Kernel>(op, device, arguments); });
+    return select_chunk(arguments.query.type, arguments.keys, p.rule,
+                        [&]<class Kernel, class>() { launch<Kernel>(op, device, arguments); });
   select_scan(arguments.keys, problem.normalised, [&]<class Kernel>() { launch<Kernel>(op, device, arguments); });
 }
 

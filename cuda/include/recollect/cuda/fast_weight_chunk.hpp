@@ -56,8 +56,9 @@ struct FastWeightChunk : FastWeightColumns<T, Width, Delta> {
       if (warp == 0) Made::put_gates(thread, Made::read_gates(thread, a, s, first), shared.gates[first]);
     }
     State state;
-    Made::for_state(thread, a, s, a.state, s.state, state,
-              [&](float& number, index_t place) { number = place < 0 || !a.state.given() ? 0.0f : read<float>(a.state.data, place); });
+    Made::for_state(thread, a, s, a.state, s.state, state, [&](float& number, index_t place) {
+      number = place < 0 || !a.state.given() ? 0.0f : read<float>(a.state.data, place);
+    });
     thread.template wait_copies<1>();
     thread.barrier();
     Made::prepare(thread, shared, 0, 0);

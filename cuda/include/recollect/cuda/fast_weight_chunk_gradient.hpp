@@ -33,6 +33,8 @@ struct FastWeightChunkGradient : FastWeightColumns<T, Width, Delta> {
   /// Where the sequence begins, and the block's share of gradients that are sums over columns.
   struct Begin : Sequence {
     index_t d_out = 0, d_out_state = 0, d_query = 0, d_key = 0, d_value = 0, d_beta = 0, d_decay = 0, d_scale = 0, d_state = 0;
+    index_t entry = 0;  // of the first chunk in `states`
+    int chunks = 0;
   };
   /// Sums: Y . U of the columns of a warp; rows of dA . A / beta; what crosses a token, of 16 rows of P or A; dS' . S of a warp.
   struct Partial {
@@ -53,6 +55,8 @@ struct FastWeightChunkGradient : FastWeightColumns<T, Width, Delta> {
     };
     Gates gates[2];
     float numbers[warps][chunk];  // what tokens read of S, then what they write
+    float known[chunk];           // of the gradients of decays, before what is written is
+    float of_scale[warps];        // the gradient of scale
     Sizes sizes;
     Begin begin;
   };
@@ -67,6 +71,8 @@ struct FastWeightChunkGradient : FastWeightColumns<T, Width, Delta> {
     s.d_key = a.scan.offset(a.d_key, h) + tokens * a.scan.keys;
     s.d_beta = a.scan.offset(a.d_beta, h) + tokens, s.d_decay = a.scan.offset(a.d_decay, h) + tokens;
     s.d_scale = a.scan.offset(a.d_scale, h) + share;
+    s.chunks = static_cast<int>((a.scan.tokens + chunk - 1) / chunk);
+    s.entry = block * s.chunks;
     return s;
   }
 
@@ -180,9 +186,9 @@ struct FastWeightChunkGradient : FastWeightColumns<T, Width, Delta> {
   }
 
  protected:
-  /// The sums of all warps, a lane for each token: writes the gradient of beta, and returns what is known of that of the decays.
+  /// The sums of all warps, a lane for each token: writes the gradient of beta, and keeps what is known of that of the decays.
   template <class Thread>
-  static constexpr float gather(const Thread& thread, const Arguments& a, const Shared& shared, int stage, index_t c) {
+  static constexpr void gather(const Thread& thread, const Arguments& a, Shared& shared, int stage, index_t c) {
     const int lane = lane_of(thread);
     const index_t token = c * chunk + lane;
     const Partial& sums = shared.partial;
@@ -191,7 +197,7 @@ struct FastWeightChunkGradient : FastWeightColumns<T, Width, Delta> {
       for (int warp = 0; warp < warps; ++warp) sum += sums.beta[warp][lane];
       if (token < a.scan.tokens) write(a.d_beta.data, a.d_beta.type, shared.begin.d_beta + token * a.d_beta.time, sum);
     }
-    if (!a.d_decay.given()) return 0;
+    if (!a.d_decay.given()) return;
     float read = 0, state = 0;
     for (int warp = 0; warp < warps; ++warp) read += shared.numbers[warp][lane], state += sums.state[warp];
     float total = read, known = thread.exp2(shared.gates[stage].decay[chunk - 1]) * state;
@@ -201,16 +207,16 @@ struct FastWeightChunkGradient : FastWeightColumns<T, Width, Delta> {
       if (!(lane & mask)) read += other;
       total += other;
     }
-    return known + read;
+    shared.known[lane] = known + read;
   }
 
   /// The gradients of a chunk's decays, when all has been summed.
   template <class Thread>
-  static constexpr void put_decays(const Thread& thread, const Arguments& a, const Shared& shared, index_t c, float known) {
+  static constexpr void put_decays(const Thread& thread, const Arguments& a, const Shared& shared, index_t c) {
     if (!a.d_decay.given()) return;
     const int lane = lane_of(thread);
     const index_t token = c * chunk + lane;
-    float total = 0;
+    float total = 0, known = shared.known[lane];
     for (int warp = 0; warp < warps; ++warp) total += shared.numbers[warp][lane];
     for (int mask = 1; mask < warp_size; mask *= 2) {
       const float other = thread.shuffle_xor(total, mask);

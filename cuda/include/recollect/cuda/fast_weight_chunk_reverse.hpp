@@ -46,53 +46,54 @@ struct FastWeightChunkReverse : FastWeightChunkGradient<T, Width, Delta> {
     const Arguments& a;
     Shared& shared;
     const Begin& s;
-    const index_t chunks = (a.scan.tokens + chunk - 1) / chunk;
-    const int warp = thread.index() / warp_size, lane = lane_of(thread);
     State gradient = {};  // of S behind the chunk
 
+    constexpr int warp() const { return thread.index() / warp_size; }
+    constexpr int lane() const { return lane_of(thread); }
+
     constexpr void walk() {
-      float known = 0, d_scale = 0;
       Made::for_state(thread, a.scan, s, a.d_out_state, s.d_out_state, gradient, [&](float& number, index_t place) {
         number = place < 0 || !a.d_out_state.given() ? 0.0f : read<float>(a.d_out_state.data, place);
       });
-      fetch_tokens(chunks - 1);
-      if (warp == 0) Made::put_gates(thread, Made::gate_of(thread, a, s, chunks - 1), shared.gates[(chunks - 1) % 2]);
-      for (index_t c = chunks - 1; c >= 0; --c) {
-        const int stage = static_cast<int>(c % 2);
+      fetch_tokens(s.chunks - 1);
+      if (warp() == 0) Made::put_gates(thread, Made::gate_of(thread, a, s, s.chunks - 1), shared.gates[(s.chunks - 1) % 2]);
+      if (lane() == 0) shared.of_scale[warp()] = 0;
+      for (int c = s.chunks - 1; c >= 0; --c) {
+        const int stage = c % 2;
         thread.template wait_copies<0>();
         thread.barrier();  // keys and queries are there, the chunk behind is done with
         fetch_columns(c);
         fetch_tokens(c - 1);
-        const Gate gate = warp == 0 && c > 0 ? Made::gate_of(thread, a, s, c - 1) : Gate{};
-        if (warp == warps - 1 && c + 1 < chunks) Made::put_decays(thread, a, shared, c + 1, known);
+        const Gate gate = warp() == 0 && c > 0 ? Made::gate_of(thread, a, s, c - 1) : Gate{};
+        if (warp() == warps - 1 && c + 1 < s.chunks) Made::put_decays(thread, a, shared, c + 1);
         Made::prepare(thread, shared, stage, 0);
         Tokens removed, solved;
         look_back(stage, solved);
         thread.template wait_copies<1>();
         thread.barrier();  // all of the chunk is there, and so are A and P
-        if (warp == 0) Made::put_gates(thread, gate, shared.gates[1 - stage]);
-        if (Delta && warp == warps - 1) Made::invert(thread, shared, 0);
+        if (warp() == 0) Made::put_gates(thread, gate, shared.gates[1 - stage]);
+        if (Delta && warp() == warps - 1) Made::invert(thread, shared, 0);
         const float along = recall(stage, removed);
         look_around(solved);
         if (Delta) thread.barrier();  // A's blocks are inverted
-        if (lane == 0) shared.partial.state[warp] = along;
+        if (lane() == 0) shared.partial.state[warp()] = along;
         const Fit size = write(stage, c, removed, solved);
         thread.barrier();  // W and Y are there
         Made::pull_pairs(thread, a, shared, stage);
         Tokens d_query, d_key;
         pull_state(stage, d_query, d_key);
         thread.barrier();  // the chunk's S is done with, dP and dA are there
-        if (warp == warps - 1) known = Made::gather(thread, a, shared, stage, c);
-        pass(stage, size, solved);
+        if (warp() == warps - 1) Made::gather(thread, a, shared, stage, c);
+        share();
+        pull_products(stage, c, d_query, d_key);
         thread.barrier();  // dS' is there
-        pull_writes(stage, d_key);
-        d_scale += pull_products(stage, d_query, d_key);
-        store(c, d_query, d_key);
+        pull_writes(stage, c, d_key);
+        pass(stage, size, solved);
       }
-      finish(known, d_scale);
+      finish();
     }
 
-    constexpr void fetch_tokens(index_t c) {
+    constexpr void fetch_tokens(int c) {
       if (c >= 0) {
         auto& stage = shared.stages[c % 2];
         Made::fetch_rows(thread, a.scan.key, s.key, a.scan.tokens, Width, c, stage.key);
@@ -101,8 +102,8 @@ struct FastWeightChunkReverse : FastWeightChunkGradient<T, Width, Delta> {
       thread.commit_copies();
     }
 
-    constexpr void fetch_columns(index_t c) {
-      const index_t entry = thread.block() * chunks + c;
+    constexpr void fetch_columns(int c) {
+      const index_t entry = s.entry + c;
       const std::uint32_t* const from = a.scan.states + entry * Made::state_words;
       for (int i = 4 * thread.index(); i < Made::state_words; i += 4 * threads)
         thread.copy16(thread.address(shared.state) + 4 * static_cast<std::uint32_t>(i), from + i, true);
@@ -116,7 +117,7 @@ struct FastWeightChunkReverse : FastWeightChunkGradient<T, Width, Delta> {
     /// C K dS', transposed.
     constexpr void look_back(int stage, Tokens& to) {
       const Gates& gates = shared.gates[stage];
-      const std::uint32_t keys = thread.address(shared.stages[stage].key) + Rows::across(lane);
+      const std::uint32_t keys = thread.address(shared.stages[stage].key) + Rows::across(lane());
       const Fit size = narrow_range ? fit_of<T>(thread, gradient) : Fit{};
       Made::clear(to);
 #pragma unroll
@@ -133,9 +134,9 @@ struct FastWeightChunkReverse : FastWeightChunkGradient<T, Width, Delta> {
     /// diag(G) K S, transposed. Returns dS' . S of the warp's columns, if somebody asks.
     constexpr float recall(int stage, Tokens& removed) {
       if (!Delta && !a.d_decay.given()) return 0;
-      const std::uint32_t keys = thread.address(shared.stages[stage].key) + Rows::across(lane);
-      const std::uint32_t state = thread.address(shared.state) + 16 * static_cast<std::uint32_t>(lane);
-      const float size = narrow_range ? shared.sizes.state[warp] : 1.0f;
+      const std::uint32_t keys = thread.address(shared.stages[stage].key) + Rows::across(lane());
+      const std::uint32_t state = thread.address(shared.state) + 16 * static_cast<std::uint32_t>(lane());
+      const float size = narrow_range ? shared.sizes.state[warp()] : 1.0f;
       float along = 0;
       Made::clear(removed);
 #pragma unroll
@@ -155,7 +156,7 @@ struct FastWeightChunkReverse : FastWeightChunkGradient<T, Width, Delta> {
 
     /// Adds scale P^T dO, transposed.
     constexpr void look_around(Tokens& to) {
-      const std::uint32_t reads = thread.address(shared.products[0].read) + Square::down(lane);
+      const std::uint32_t reads = thread.address(shared.products[0].read) + Square::down(lane());
       Tokens cotangent, sums;
       Made::get_columns(thread, thread.address(shared.cotangent), cotangent);
       Fit size;
@@ -175,9 +176,9 @@ struct FastWeightChunkReverse : FastWeightChunkGradient<T, Width, Delta> {
     }
 
     /// W in the place of the values, Y of dW, and dV. Y is what `solved` becomes, times what is returned.
-    constexpr Fit write(int stage, index_t c, Tokens& removed, Tokens& solved) {
+    constexpr Fit write(int stage, int c, Tokens& removed, Tokens& solved) {
       const typename Made::template Target<void> d_value{a.d_value, s.d_value, a.scan.tokens, a.scan.values - s.column};
-      if (narrow_range && lane == 0) shared.sizes.written[warp] = 1;
+      if (narrow_range && lane() == 0) shared.sizes.written[warp()] = 1;
       if constexpr (!Delta) {
         if (a.d_value.given()) Made::store(thread, d_value, shared.solved, c, solved);
         return {};
@@ -190,11 +191,11 @@ struct FastWeightChunkReverse : FastWeightChunkGradient<T, Width, Delta> {
         number = gates.beta[t] * removed[n][i];
       });
       const Fit size = narrow_range ? fit_of<T>(thread, written) : Fit{}, found = narrow_range ? fit_of<T>(thread, solved) : Fit{};
-      if (narrow_range && lane == 0) shared.sizes.written[warp] = size.up, shared.sizes.solved[warp] = found.up;
+      if (narrow_range && lane() == 0) shared.sizes.written[warp()] = size.up, shared.sizes.solved[warp()] = found.up;
       Made::template solve<false>(thread, shared.products[0], size.down, written);
       Made::put_columns(thread, written, shared.value);
       Made::template solve<true>(thread, shared.products[0], found.down, solved);
-      Made::put_sums(thread, shared.partial.beta[warp], [&](int n, int i) { return found.up * solved[n][i] * removed[n][i]; });
+      Made::put_sums(thread, shared.partial.beta[warp()], [&](int n, int i) { return found.up * solved[n][i] * removed[n][i]; });
       if (a.d_value.given()) {
         Made::each(thread, removed, [&](float& x, int t, int n, int i) { x = gates.beta[t] * found.up * solved[n][i]; });
         Made::store(thread, d_value, shared.solved, c, removed);
@@ -207,11 +208,11 @@ struct FastWeightChunkReverse : FastWeightChunkGradient<T, Width, Delta> {
     /// sums (a warp's channels x tokens) = (S or dS') . (W, Y or dO)^T; size(v) is what their columns 16 v and on are multiplied by.
     template <class Size>
     constexpr void multiply_columns(const char* rows, Tokens& sums, Size&& size) {
-      const int row = (lane / 8 % 2 * 2 + lane / 16) * 8 + lane % 8;  // matrices beside each other come to lie below each other
+      const int row = (lane() / 8 % 2 * 2 + lane() / 16) * 8 + lane() % 8;  // matrices beside each other come to lie below each other
       const std::uint32_t state = thread.address(shared.state) + 16 * static_cast<std::uint32_t>(row);
-      const std::uint32_t tile = thread.address(rows) + Rows::across(lane);
+      const std::uint32_t tile = thread.address(rows) + Rows::across(lane());
       Made::clear(sums);
-#pragma unroll
+#pragma unroll 2
       for (int v = 0; v < Width; v += 16) {
         Words words;
         thread.template matrices<true>(words, state + 4 * Made::operand_at(v, Made::first_column(thread)));
@@ -243,24 +244,28 @@ struct FastWeightChunkReverse : FastWeightChunkGradient<T, Width, Delta> {
       Tokens queries, keys;
       Made::get_columns(thread, thread.address(shared.stages[stage].query), queries);
       if (Delta) Made::get_columns(thread, thread.address(shared.stages[stage].key), keys);
-      Made::put_sums(thread, shared.numbers[warp], [&](int n, int i) {
+      Made::put_sums(thread, shared.numbers[warp()], [&](int n, int i) {
         const float read = s.scale * queries[n][i] * d_query[n][i];
         return Delta ? std::fma(keys[n][i], d_key[n][i], read) : read;
       });
     }
 
-    /// dS' into shared memory, and on to the gradient of S before the chunk.
-    constexpr void pass(int stage, const Fit& of_solved, Tokens& solved) {
-      const Gates& gates = shared.gates[stage];
+    /// dS' into shared memory, in the place of S.
+    constexpr void share() {
       const Fit size = narrow_range ? fit_of<T>(thread, gradient) : Fit{};
       Made::put_state(thread, gradient, size.down, reinterpret_cast<std::uint32_t*>(shared.state));
-      if (narrow_range && lane == 0) shared.sizes.gradient[warp] = size.up;
+      if (narrow_range && lane() == 0) shared.sizes.gradient[warp()] = size.up;
+    }
+
+    /// On to the gradient of S before the chunk.
+    constexpr void pass(int stage, const Fit& of_solved, Tokens& solved) {
+      const Gates& gates = shared.gates[stage];
       const float* const steps = shared.products[0].step;
       const bool strict = Delta && std::fmax(steps[0], steps[1]) > strict_above;
       Tokens cotangent;
       Made::get_columns(thread, thread.address(shared.cotangent), cotangent);
       Made::each(thread, cotangent, [&](float& number, int t, int, int) { number *= s.scale * thread.exp2(gates.decay[t]); });
-      fold(shared.stages[stage].query, thread.exp2(gates.decay[chunk - 1]), {}, strict, cotangent);
+      fold(shared.stages[stage].query, thread.exp2(gates.decay[chunk - 1]), {}, false, cotangent);
       if constexpr (!Delta) return;
       Made::each(thread, solved, [&](float& number, int t, int, int) { number *= -gates.beta[t] * thread.exp2(gates.decay[t]); });
       fold(shared.stages[stage].key, 1, of_solved, strict, solved);
@@ -275,45 +280,31 @@ struct FastWeightChunkReverse : FastWeightChunkGradient<T, Width, Delta> {
       Made::fold(thread, thread.address(rows), fade, size, strict, numbers, gradient);
     }
 
-    /// What keys have of the writes that are kept in S.
-    constexpr void pull_writes(int stage, Tokens& d_key) {
-      const Gates& gates = shared.gates[stage];
-      const auto& sizes = shared.sizes;
-      Tokens wrote;
-      multiply_columns(shared.value, wrote, [&](int v) { return sizes.gradient[v] * sizes.written[v]; });
-      const float last = gates.decay[chunk - 1];
-      Made::each(thread, wrote, [&](float& number, int t, int n, int i) {
-        number *= thread.exp2(last - gates.decay[t]);
-        d_key[n][i] += number;
-      });
-      if (!a.d_decay.given()) return;
-      Tokens keys;
-      Made::get_columns(thread, thread.address(shared.stages[stage].key), keys);
-      Made::put_sums(thread, shared.numbers[warp], [&](int n, int i) { return keys[n][i] * wrote[n][i]; });
-    }
-
-    /// What they have of each other; then the query's is multiplied by scale, whose gradient is returned.
-    constexpr float pull_products(int stage, Tokens& d_query, Tokens& d_key) {
+    /// What they have of each other, with which the query's is complete. It goes out by way of the warp's own columns of Y.
+    constexpr void pull_products(int stage, int c, Tokens& d_query, Tokens& d_key) {
       const char *keys = shared.stages[stage].key, *queries = shared.stages[stage].query;
       mix<false>(keys, 0, 1, d_query);
       mix<true>(queries, 0, s.scale, d_key);
       if constexpr (Delta) mix<false>(keys, 1, 1, d_key), mix<true>(keys, 1, 1, d_key);
-      float d_scale = 0;
       if (a.d_scale.given()) {
+        float d_scale = 0;
         Tokens rows;
         Made::get_columns(thread, thread.address(queries), rows);
         Made::each(thread, rows, [&](float& number, int, int n, int i) { d_scale = std::fma(number, d_query[n][i], d_scale); });
+        d_scale = sum_of_lanes<warp_size>(thread, d_scale);
+        if (lane() == 0) shared.of_scale[warp()] += d_scale;
       }
+      if (!a.d_query.given()) return;
       Made::each(thread, d_query, [&](float& number, int, int, int) { number *= s.scale; });
-      return d_scale;
+      Made::store(thread, {a.d_query, s.d_query, a.scan.tokens, Width}, shared.solved, c, d_query);
     }
 
     /// to += factor (dP' or dA' or its transpose . rows)^T
     template <bool transposed>
     constexpr void mix(const char* rows, int kind, float factor, Tokens& to) {
       const char* const square = kind ? shared.products[0].solve[0] : shared.products[0].read;
-      const std::uint32_t pairs = thread.address(square) + (transposed ? Square::down(lane) : Square::across(lane));
-      const std::uint32_t tile = thread.address(rows) + Rows::across(lane);
+      const std::uint32_t pairs = thread.address(square) + (transposed ? Square::down(lane()) : Square::across(lane()));
+      const std::uint32_t tile = thread.address(rows) + Rows::across(lane());
 #pragma unroll
       for (int q = 0; q < parts; ++q) {
         Words words;
@@ -334,19 +325,30 @@ struct FastWeightChunkReverse : FastWeightChunkGradient<T, Width, Delta> {
       }
     }
 
-    constexpr void store(index_t c, Tokens& d_query, Tokens& d_key) {
-      if (a.d_query.given()) Made::store(thread, {a.d_query, s.d_query, a.scan.tokens, Width}, shared.cotangent, c, d_query);
+    /// What keys have of the writes that are kept in S, with which theirs is complete.
+    constexpr void pull_writes(int stage, int c, Tokens& d_key) {
+      const Gates& gates = shared.gates[stage];
+      const auto& sizes = shared.sizes;
+      Tokens wrote;
+      multiply_columns(shared.value, wrote, [&](int v) { return sizes.gradient[v] * sizes.written[v]; });
+      const float last = gates.decay[chunk - 1];
+      Made::each(thread, wrote, [&](float& number, int t, int n, int i) {
+        number *= thread.exp2(last - gates.decay[t]);
+        d_key[n][i] += number;
+      });
       if (a.d_key.given()) Made::store(thread, {a.d_key, s.d_key, a.scan.tokens, Width}, shared.solved, c, d_key);
+      if (!a.d_decay.given()) return;
+      Tokens keys;
+      Made::get_columns(thread, thread.address(shared.stages[stage].key), keys);
+      Made::put_sums(thread, shared.numbers[warp()], [&](int n, int i) { return keys[n][i] * wrote[n][i]; });
     }
 
-    constexpr void finish(float known, float d_scale) {
-      d_scale = sum_of_lanes<warp_size>(thread, d_scale);
-      if (lane == 0) shared.partial.state[warp] = d_scale;
+    constexpr void finish() {
       thread.barrier();  // the last sums are there
-      if (warp == warps - 1) Made::put_decays(thread, a, shared, 0, known);
+      if (warp() == warps - 1) Made::put_decays(thread, a, shared, 0);
       if (a.d_scale.given() && thread.index() == 0) {
         float sum = 0;
-        for (float part : shared.partial.state) sum += part;
+        for (float part : shared.of_scale) sum += part;
         cuda::write<float>(a.d_scale.data, s.d_scale, sum);
       }
       if (!a.d_state.given()) return;

@@ -129,15 +129,19 @@ struct FastWeightColumns : FastWeightTokens<T, Width, Delta> {
       for (int i = 0; i < 4; ++i) state[n][i] *= fade;
 #pragma unroll
     for (int p = 0; p < parts; ++p) {
-      Words whole, rest;
-      split<T>(thread, numbers[2 * p], numbers[2 * p + 1], whole, rest);
       const auto add_rows = [&](const Words& left) {
 #pragma unroll
         for (int k = 0; k < Width; k += 16)
           add<T, true>(thread, left, Rows::moved(rows + Rows::down(lane), 16 * p, k), state[k / 8], state[k / 8 + 1]);
       };
-      add_rows(whole);
-      if (strict) add_rows(rest);
+      Words words;
+      if (strict) {
+        Words rest;
+        split<T>(thread, numbers[2 * p], numbers[2 * p + 1], words, rest);
+        add_rows(rest);
+      }
+      round<T>(thread, numbers[2 * p], numbers[2 * p + 1], 1, words);
+      add_rows(words);
     }
     if constexpr (narrow_range)
 #pragma unroll
