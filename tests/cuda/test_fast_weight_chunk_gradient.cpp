@@ -25,70 +25,91 @@ struct Cotangents {
   Tensor out, state;
 };
 
+using Numbers = std::vector<double>;
+
 /// One sequence, token by token there and back: S_t = D S_{t-1} + k w^T with w = beta (v - (D S_{t-1})^T k), or beta v; o = scale S_t^T q.
 struct Walk {
   const Problem& p;
   const Cotangents& d;
   const Shape& l;
-  Gradients& to;
   const bool delta = p.how.rule == rule::delta;
-  const double scale_number = p.scale.given() ? p.scale.at(l, {}) : p.scale_number;
-  std::vector<std::vector<double>> states{std::vector<double>(p.K * p.V)};  // before the first token and after each
-  std::vector<double> G = std::vector<double>(p.K * p.V);
+  Numbers q = rows(p.query, p.K), x = rows(p.key, p.K), v = rows(p.value, p.V), b = rows(p.beta, 1), D = rows(p.decay, 1);
+  Numbers g = rows(d.out, p.V), G = rows(d.state, p.V);
+  double scale_number = p.scale.given() ? p.scale.at(l, {}) : p.scale_number;
+  std::vector<Numbers> states{rows(p.state, p.V)};  // before the first token and after each
+  std::array<Numbers, count> to = zeros();
 
-  double gate(const Tensor& of, index_t t) const { return of.given() ? of.at(l, {t}) : 1; }
-  double fading(index_t t) const {
-    const double number = gate(p.decay, t);
-    return p.decay.given() && p.how.log_decay ? std::exp(number) : number;
+  /// Numbers of the sequence; of a state K rows, of a gate one without and zeros where a state is not given.
+  Numbers rows(const Tensor& from, index_t width) const {
+    const index_t size = (&from == &p.state || &from == &d.state ? p.K : p.T) * width;
+    Numbers all(size, width == 1 ? 1 : 0);
+    for (index_t i = 0; from.given() && i < size; ++i) all[i] = width == 1 ? from.at(l, {i}) : from.at(l, {i / width, i % width});
+    return all;
   }
-  double residual(index_t t, index_t v) const {
+  std::array<Numbers, count> zeros() const {
+    return {Numbers(q.size()), Numbers(x.size()), Numbers(v.size()), Numbers(p.T), Numbers(p.T), Numbers(1), Numbers(p.K * p.V)};
+  }
+
+  double residual(index_t t, index_t c) const {
     double held = 0;
-    for (index_t k = 0; k < p.K; ++k) held += fading(t) * states[t][k * p.V + v] * p.key.at(l, {t, k});
-    return p.value.at(l, {t, v}) - (delta ? held : 0);
+    for (index_t k = 0; k < p.K; ++k) held += D[t] * states[t][k * p.V + c] * x[t * p.K + k];
+    return v[t * p.V + c] - (delta ? held : 0);
   }
 
   void there() {
-    for (index_t i = 0; p.state.given() && i < p.K * p.V; ++i) states[0][i] = p.state.at(l, {i / p.V, i % p.V});
+    for (double& decay : D) decay = p.decay.given() && p.how.log_decay ? std::exp(decay) : decay;
     for (index_t t = 0; t < p.T; ++t) {
-      std::vector<double> next = states[t];
-      for (index_t v = 0; v < p.V; ++v) {
-        const double written = gate(p.beta, t) * residual(t, v);
-        for (index_t k = 0; k < p.K; ++k) next[k * p.V + v] = fading(t) * states[t][k * p.V + v] + p.key.at(l, {t, k}) * written;
+      Numbers next = states[t];
+      for (index_t c = 0; c < p.V; ++c) {
+        const double written = b[t] * residual(t, c);
+        for (index_t k = 0; k < p.K; ++k) next[k * p.V + c] = D[t] * states[t][k * p.V + c] + x[t * p.K + k] * written;
       }
       states.push_back(next);
     }
   }
 
   void back() {
-    for (index_t i = 0; d.state.given() && i < p.K * p.V; ++i) G[i] = d.state.at(l, {i / p.V, i % p.V});
     for (index_t t = p.T; t-- > 0;)
-      for (index_t v = 0; v < p.V; ++v) column(t, v);
-    for (index_t i = 0; p.state.given() && i < p.K * p.V; ++i) to[state].add(l, {i / p.V, i % p.V}, G[i]);
+      for (index_t c = 0; c < p.V; ++c) column(t, c);
+    to[state] = G;
   }
 
-  void column(index_t t, index_t v) {
-    const auto q = [&](index_t k) { return p.query.at(l, {t, k}); };
-    const auto x = [&](index_t k) { return p.key.at(l, {t, k}); };
-    const double D = fading(t), g = d.out.at(l, {t, v}), b = gate(p.beta, t), r = residual(t, v);
+  void column(index_t t, index_t c) {
+    const double r = residual(t, c), d_read = scale_number * g[t * p.V + c];
     double read = 0, d_written = 0, d_decay = 0;
     for (index_t k = 0; k < p.K; ++k) {
-      const double S = states[t + 1][k * p.V + v];
-      to[query].add(l, {t, k}, scale_number * g * S);
-      read += q(k) * S;
-      d_written += x(k) * (G[k * p.V + v] += scale_number * g * q(k));
+      const double S = states[t + 1][k * p.V + c];
+      to[query][t * p.K + k] += d_read * S;
+      read += q[t * p.K + k] * S;
+      d_written += x[t * p.K + k] * (G[k * p.V + c] += d_read * q[t * p.K + k]);
     }
-    if (p.scale.given()) to[scale].add(l, {}, g * read);
-    if (p.beta.given()) to[beta].add(l, {t}, d_written * r);
-    to[value].add(l, {t, v}, b * d_written);
-    const double d_held = delta ? -b * d_written : 0;
+    to[scale][0] += g[t * p.V + c] * read;
+    to[beta][t] += d_written * r;
+    to[value][t * p.V + c] = b[t] * d_written;
+    const double d_held = delta ? -b[t] * d_written : 0;
     for (index_t k = 0; k < p.K; ++k) {
-      const double S = states[t][k * p.V + v];
-      to[key].add(l, {t, k}, b * r * G[k * p.V + v] + d_held * D * S);
-      G[k * p.V + v] += d_held * x(k);
-      d_decay += G[k * p.V + v] * S;
-      G[k * p.V + v] *= D;
+      const double S = states[t][k * p.V + c];
+      to[key][t * p.K + k] += b[t] * r * G[k * p.V + c] + d_held * D[t] * S;
+      G[k * p.V + c] += d_held * x[t * p.K + k];
+      d_decay += G[k * p.V + c] * S;
+      G[k * p.V + c] *= D[t];
     }
-    if (p.decay.given()) to[decay].add(l, {t}, p.how.log_decay ? D * d_decay : d_decay);
+    to[decay][t] += p.how.log_decay ? D[t] * d_decay : d_decay;
+  }
+
+  /// The sequence's share of gradients that several may have.
+  void add(Gradients& all) const {
+    for (int i = 0; i < count; ++i) {
+      if (!all[i].given()) continue;
+      const index_t width = i == query || i == key ? p.K : p.V;
+      for (index_t n = 0; n < static_cast<index_t>(to[i].size()); ++n)
+        if (i == scale)
+          all[i].add(l, {}, to[i][n]);
+        else if (i == beta || i == decay)
+          all[i].add(l, {n}, to[i][n]);
+        else
+          all[i].add(l, {n / width, n % width}, to[i][n]);
+    }
   }
 };
 
@@ -100,9 +121,10 @@ Gradients expected(const Problem& p, const Cotangents& d) {
   for (index_t extent : p.leading) sequences *= extent;
   for (index_t h = 0; h < sequences; ++h) {
     const Shape l = Tensor::unravel(h, p.leading);
-    Walk walk{p, d, l, to};
+    Walk walk{p, d, l};
     walk.there();
     walk.back();
+    walk.add(to);
   }
   return to;
 }
