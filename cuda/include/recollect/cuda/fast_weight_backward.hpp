@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
-/// `fast_weight_backward` on a device: gradients of everything that `fast_weight_forward` takes, from its operands alone. All tokens are
-/// gone through three times: for S before every chunk, for S before every token of a chunk, and back. These are what scratch is for, beside
-/// the sums of one chunk and, normalised, z after every token.
+/// `fast_weight_backward` on a device: gradients of everything that `fast_weight_forward` takes, from its operands alone. In chunks on
+/// tensor cores tokens are gone through twice: for S before every chunk, and back. Token by token it is three times: for S before every
+/// chunk, for S before every token of a chunk, and back. These are what scratch is for, beside the sums of one chunk and, normalised, z
+/// after every token.
 #pragma once
 
 #include <vector>
