@@ -16,30 +16,16 @@ import math
 import statistics
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from . import gpu_peers as peers
 from .environment import commit, library, versions
+from .gpu_case import Case, relative
+from .gpu_gradient import fast_weight_gradient
 
 _ROTATED_BYTES = 256 << 20  # more than any card's cache
 _SAMPLE_SECONDS = 0.004
 _SAMPLES = 25
-
-
-@dataclass
-class Case:
-    """`ours(i)` and peers work on input set i of `sets`; `error()` is checked first."""
-
-    name: str
-    shape: str
-    flops: float
-    bytes: float
-    sets: int
-    error: Callable[[], float]
-    bound: float
-    ours: Callable[[int], Any]
-    peers: dict[str, Callable[[int], Any]]
 
 
 def device() -> tuple[Any, str]:
@@ -92,10 +78,6 @@ def ceilings(torch: Any) -> dict[str, float]:
 
 def sets_for(bytes_of_one: float) -> int:
     return max(1, min(16, math.ceil(_ROTATED_BYTES / bytes_of_one)))
-
-
-def relative(got: Any, wanted: Any) -> float:
-    return float((got.double() - wanted).norm() / wanted.norm())
 
 
 def recalled(torch: Any, q: Any, k: Any, v: Any, scale: float) -> Any:
@@ -268,47 +250,6 @@ def fast_weight(torch: Any, rc: Any, rule: str, B: int, T: int, H: int, d: int, 
         2e-5 if dtype == "float32" else 1e-2,
         ours,
         peers.fla(rule, q, k, v, beta, states),
-    )
-
-
-def fast_weight_gradient(torch: Any, rc: Any, B: int, T: int, H: int, d: int, dtype: str, gated: bool) -> Case:
-    """The delta rule, with a decay of each token or none, forward and backward."""
-    kind = getattr(torch, dtype)
-
-    def draw(*shape: int) -> Any:
-        return torch.randn((B, H, T, *shape), device="cuda").to(kind)
-
-    given = {"query": draw(d), "key": torch.nn.functional.normalize(draw(d), dim=-1), "value": draw(d)}
-    given["beta"], d_out = draw().sigmoid(), draw(d)
-    if gated:
-        given["log_decay"] = -draw().sigmoid() / 8
-
-    def ours() -> Any:
-        _, pullback = rc.vjp(rc.fastweight.delta_rule, **given, scale=1.0)
-        return pullback(d_out)
-
-    def error() -> float:
-        one = {name: a[0, 0].double().requires_grad_() for name, a in given.items()}
-        S, out = torch.zeros((d, d), device="cuda", dtype=torch.float64), []
-        for t in range(T):
-            key = one["key"][t]
-            S = S * one["log_decay"][t].exp() if gated else S
-            S = S + torch.outer(key, one["beta"][t] * (one["value"][t] - key @ S))
-            out.append(one["query"][t] @ S)
-        wanted = torch.autograd.grad(torch.stack(out), list(one.values()), d_out[0, 0].double())
-        return max(relative(got[0, 0], there) for got, there in zip(ours(), wanted, strict=True))
-
-    size = torch.finfo(kind).bits / 8
-    return Case(
-        f"{'gated ' if gated else ''}delta rule and its gradient {dtype}",
-        f"B={B} T={T} H={H} d={d}",
-        20.0 * B * T * H * d * d,  # ten products of a row with a state, three of them forward
-        (12.0 * d + 4) * B * T * H * size,
-        1,
-        error,
-        1e-4 if dtype == "float32" else 2e-2,
-        lambda _: ours(),
-        peers.fla_gradient(given, d_out),
     )
 
 

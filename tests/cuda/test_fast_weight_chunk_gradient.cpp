@@ -38,6 +38,7 @@ struct Walk {
   double scale_number = p.scale.given() ? p.scale.at(l, {}) : p.scale_number;
   std::vector<Numbers> states{rows(p.state, p.V)};  // before the first token and after each
   std::array<Numbers, count> to = zeros();
+  double of_scale = 0;  // the squares of what its gradient is a sum of
 
   /// Numbers of the sequence; of a state K rows, of a gate one without and zeros where a state is not given.
   Numbers rows(const Tensor& from, index_t width) const {
@@ -84,6 +85,7 @@ struct Walk {
       d_written += x[t * p.K + k] * (G[k * p.V + c] += d_read * q[t * p.K + k]);
     }
     to[scale][0] += g[t * p.V + c] * read;
+    of_scale += std::pow(g[t * p.V + c] * read, 2);
     to[beta][t] += d_written * r;
     to[value][t * p.V + c] = b[t] * d_written;
     const double d_held = delta ? -b[t] * d_written : 0;
@@ -113,10 +115,12 @@ struct Walk {
   }
 };
 
-Gradients expected(const Problem& p, const Cotangents& d) {
+/// Also the length of what scale's gradient, which may be next to nothing, is a sum of.
+std::pair<Gradients, double> expected(const Problem& p, const Cotangents& d) {
   Gradients to;
+  double of_scale = 0;
   for (int i = 0; i < count; ++i)
-    if (listed(p)[i]->given()) to[i] = Tensor(listed(p)[i]->shape, dtype::float64, 0);
+    if (listed(p)[i]->given() || i == scale) to[i] = Tensor(listed(p)[i]->shape, dtype::float64, 0);
   index_t sequences = 1;
   for (index_t extent : p.leading) sequences *= extent;
   for (index_t h = 0; h < sequences; ++h) {
@@ -125,19 +129,20 @@ Gradients expected(const Problem& p, const Cotangents& d) {
     walk.there();
     walk.back();
     walk.add(to);
+    of_scale += walk.of_scale;
   }
-  return to;
+  return {to, std::sqrt(of_scale)};
 }
 
-/// Gradients begin as NaN. Returns the launches too.
+/// Gradients begin as NaN; that of a scale that is a number is one. Returns the launches too.
 std::pair<Gradients, int> run(const Problem& p, const Cotangents& d, std::uint64_t seed) {
   Gradients got;
   fast_weight::gradients to;
   Array* const places[] = {&to.query, &to.key, &to.value, &to.beta, &to.decay, &to.scale, &to.state};
   for (int i = 0; i < count; ++i) {
     const Tensor& operand = *listed(p)[i];
-    if (!operand.given()) continue;
-    got[i] = Tensor(operand.shape, operand.type, test::nan, i < beta ? 8 : i % 3);
+    if (!operand.given() && i != scale) continue;
+    got[i] = Tensor(operand.shape, i == scale ? dtype::float32 : operand.type, test::nan, i < beta ? 8 : i % 3);
     *places[i] = got[i].out();
   }
   emulator::Ampere device(seed);
@@ -146,12 +151,12 @@ std::pair<Gradients, int> run(const Problem& p, const Cotangents& d, std::uint64
   return {got, device.launches};
 }
 
-/// The length of the difference over that of what is wanted.
-double error(const Tensor& got, const Tensor& wanted) {
+/// The length of the difference over that of what is wanted, or over `size`.
+double error(const Tensor& got, const Tensor& wanted, double size = 0) {
   const std::vector<double> x = got.numbers(), y = wanted.numbers();
-  double apart = 0, size = 0;
-  for (std::size_t i = 0; i < x.size(); ++i) apart += (x[i] - y[i]) * (x[i] - y[i]), size += y[i] * y[i];
-  return std::sqrt(apart / size);
+  double apart = 0, square = size * size;
+  for (std::size_t i = 0; i < x.size(); ++i) apart += (x[i] - y[i]) * (x[i] - y[i]), square += size > 0 ? 0 : y[i] * y[i];
+  return std::sqrt(apart / square);
 }
 
 /// `size`: so that gradients are halves.
@@ -162,12 +167,14 @@ Cotangents cotangents(const Problem& p, std::mt19937_64& random, bool of_state =
 }
 
 void check_near(const Problem& p, const Cotangents& d, const std::string& what, double times = 1) {
-  const Gradients wanted = expected(p, d), got = run(p, d, 1).first;
+  const auto [wanted, of_scale] = expected(p, d);
+  const Gradients got = run(p, d, 1).first;
   const double bound = times * (p.query.type == dtype::bfloat16 ? 1e-2 : 1.6e-3);
   for (int i = 0; i < count; ++i) {
     if (!got[i].given()) continue;
-    if (std::getenv("SHOW")) std::printf("%s: d_%s %.2e\n", what.c_str(), names[i], error(got[i], wanted[i]));
-    check::near(error(got[i], wanted[i]), 0, bound, __FILE__, __LINE__, (what + ": d_" + names[i]).c_str());
+    const double apart = error(got[i], wanted[i], i == scale ? of_scale : 0);
+    if (std::getenv("SHOW")) std::printf("%s: d_%s %.2e\n", what.c_str(), names[i], apart);
+    check::near(apart, 0, bound, __FILE__, __LINE__, (what + ": d_" + names[i]).c_str());
   }
 }
 
@@ -204,7 +211,7 @@ void test_sizes(std::mt19937_64& random) {
         if (i != 1) continue;
         const auto one = run(p, d, 2), other = run(p, d, 3);
         for (int k = 0; k < count; ++k) CHECK(test::same(one.first[k], other.first[k]));
-        CHECK_EQUAL(one.second, 2);
+        CHECK_EQUAL(one.second, 3);  // with a sum over both sequences
       }
 }
 
@@ -244,11 +251,11 @@ void test_others(std::mt19937_64& random) {
   const auto launches = [&](const Problem& p) { return run(p, cotangents(p, random), 1).second; };
   const auto type = dtype::bfloat16;
   CHECK_EQUAL(launches(plain(random, rule::delta, type, {}, {16, 64, 8})), 2);
-  CHECK_EQUAL(launches(plain(random, rule::delta, type, {}, {15, 64, 8})), 3);
-  CHECK_EQUAL(launches(plain(random, rule::delta, type, {}, {16, 64, 12})), 3);
+  CHECK_EQUAL(launches(plain(random, rule::delta, type, {}, {15, 64, 8})), 4);
+  CHECK_EQUAL(launches(plain(random, rule::delta, type, {}, {16, 64, 12})), 4);
   Problem p = plain(random, rule::delta, type, {}, {16, 64, 8});
   p.key = test::random({16, 64}, random, type, 0.1, 1);
-  CHECK_EQUAL(launches(p), 3);
+  CHECK_EQUAL(launches(p), 4);
 }
 
 }  // namespace

@@ -72,9 +72,9 @@ struct FastWeightChunkReverse : FastWeightChunkGradient<T, Width, Delta> {
         thread.template wait_copies<1>();
         thread.barrier();  // all of the chunk is there, and so are A and P
         if (warp() == 0) Made::put_gates(thread, gate, shared.gates[1 - stage]);
-        if (Delta && warp() == warps - 1) Made::invert(thread, shared, 0);
         const float along = recall(stage, removed);
         look_around(solved);
+        if (Delta && warp() == warps - 1) Made::invert(thread, shared, 0);
         if (Delta) thread.barrier();  // A's blocks are inverted
         if (lane() == 0) shared.partial.state[warp()] = along;
         const Fit size = write(stage, c, removed, solved);
@@ -198,8 +198,7 @@ struct FastWeightChunkReverse : FastWeightChunkGradient<T, Width, Delta> {
       Made::put_sums(thread, shared.partial.beta[warp()], [&](int n, int i) { return found.up * solved[n][i] * removed[n][i]; });
       if (a.d_value.given()) {
         Made::each(thread, removed, [&](float& x, int t, int n, int i) { x = gates.beta[t] * found.up * solved[n][i]; });
-        Made::store(thread, d_value, shared.solved, c, removed);
-        thread.warp_barrier();
+        Made::store(thread, d_value, shared.solved, c, removed);  // lanes meet below before any of them writes there again
       }
       Made::put_columns(thread, solved, shared.solved);
       return found;
