@@ -21,7 +21,7 @@ def fast_weight_gradient(torch: Any, rc: Any, B: int, T: int, H: int, d: int, dt
         given["log_decay"] = -draw().sigmoid() / 8
 
     def ours() -> Any:
-        _, pullback = rc.vjp(rc.fastweight.delta_rule, **given, scale=1.0)
+        _, pullback = rc.vjp(rc.fastweight.delta_rule, **given)
         return pullback(d_out)
 
     def error() -> float:
