@@ -16,30 +16,16 @@ import math
 import statistics
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from . import gpu_peers as peers
 from .environment import commit, library, versions
+from .gpu_case import Case, relative
+from .gpu_gradient import fast_weight_gradient
 
 _ROTATED_BYTES = 256 << 20  # more than any card's cache
 _SAMPLE_SECONDS = 0.004
 _SAMPLES = 25
-
-
-@dataclass
-class Case:
-    """`ours(i)` and peers work on input set i of `sets`; `error()` is checked first."""
-
-    name: str
-    shape: str
-    flops: float
-    bytes: float
-    sets: int
-    error: Callable[[], float]
-    bound: float
-    ours: Callable[[int], Any]
-    peers: dict[str, Callable[[int], Any]]
 
 
 def device() -> tuple[Any, str]:
@@ -92,10 +78,6 @@ def ceilings(torch: Any) -> dict[str, float]:
 
 def sets_for(bytes_of_one: float) -> int:
     return max(1, min(16, math.ceil(_ROTATED_BYTES / bytes_of_one)))
-
-
-def relative(got: Any, wanted: Any) -> float:
-    return float((got.double() - wanted).norm() / wanted.norm())
 
 
 def recalled(torch: Any, q: Any, k: Any, v: Any, scale: float) -> Any:
@@ -293,6 +275,10 @@ def cases(torch: Any, rc: Any) -> Iterator[Callable[[], Case]]:
     yield lambda: fast_weight(torch, rc, "delta rule", 8, 4096, 16, 128, "bfloat16")
     yield lambda: fast_weight(torch, rc, "delta rule", 8, 4096, 16, 128, "float16")
     yield lambda: fast_weight(torch, rc, "sum rule", 8, 4096, 16, 128, "bfloat16")
+    yield lambda: fast_weight_gradient(torch, rc, 8, 4096, 16, 64, "bfloat16", False)
+    yield lambda: fast_weight_gradient(torch, rc, 8, 4096, 16, 128, "bfloat16", False)
+    yield lambda: fast_weight_gradient(torch, rc, 8, 4096, 16, 128, "bfloat16", True)
+    yield lambda: fast_weight_gradient(torch, rc, 8, 4096, 16, 128, "float16", False)
 
 
 def measured(torch: Any, case: Case, limits: dict[str, float]) -> dict[str, Any]:

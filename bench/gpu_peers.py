@@ -83,3 +83,25 @@ def fla(rule: str, q: list[Any], k: list[Any], v: list[Any], beta: list[Any], st
         return run(*given, initial_state=states[i], **how)
 
     return {"flash-linear-attention": call}
+
+
+def fla_gradient(given: dict[str, Any], d_out: Any) -> Peers:
+    """The same of flash-linear-attention, with autograd."""
+    if not installed("fla"):
+        return {}
+    import torch
+
+    rows = {name: a.transpose(1, 2).contiguous().requires_grad_() for name, a in given.items()}
+    cotangent = d_out.transpose(1, 2).contiguous()
+
+    def call(_: int) -> Any:
+        from fla.ops import delta_rule, gated_delta_rule
+
+        q, k, v, beta = (rows[name] for name in ("query", "key", "value", "beta"))
+        if "log_decay" in rows:
+            out, _ = gated_delta_rule.chunk_gated_delta_rule(q, k, v, rows["log_decay"], beta, scale=1.0)
+        else:
+            out, _ = delta_rule.chunk_delta_rule(q, k, v, beta, scale=1.0)
+        return torch.autograd.grad(out, list(rows.values()), cotangent)
+
+    return {"flash-linear-attention": call}

@@ -24,6 +24,8 @@ KERNELS = {
     "recall_pack": "test_recall_bank",
     "fast_weight_scan": "test_fast_weight",
     "fast_weight_chunk": "test_fast_weight_chunk",
+    "fast_weight_chunk_reverse": "test_fast_weight_chunk_gradient",
+    "fast_weight_columns": "test_fast_weight_chunk",
     "fast_weight_tokens": "test_fast_weight_chunk",
     "fast_weight_reverse": "test_fast_weight_gradient",
     "top_k_scan": "test_top_k",

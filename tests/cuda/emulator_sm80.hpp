@@ -42,7 +42,7 @@ class AmpereBlock : public Block {
     std::array<Brought*, warp_size> all;
     for (int lane = 0; lane < warp_size; ++lane) {
       const Location& other = places_[first + lane];
-      if (other.line() != at.line() || text(other) != text(at))
+      if (other.line() != at.line() || std::strcmp(other.file_name(), at.file_name()) != 0)
         fail("the lanes of a warp are apart, at " + text(other) + " and " + text(at));
       all[lane] = static_cast<Brought*>(brought_[first + lane]);
     }

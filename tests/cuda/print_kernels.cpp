@@ -32,7 +32,7 @@ int main() {
         if (width <= 128) cuda::select_tensor_cores(type, width, shared, []<class Kernel>() { print<Kernel>(); });
     for (const auto rule : {fast_weight::rule::sum, fast_weight::rule::delta})
       for (const dtype type : {dtype::float16, dtype::bfloat16})
-        if (width <= 128) cuda::select_chunk(type, width, rule, []<class Kernel>() { print<Kernel>(); });
+        if (width <= 128) cuda::select_chunk(type, width, rule, []<class Chunk, class Reverse>() { print<Chunk>(), print<Reverse>(); });
     cuda::select_forward(width, []<class Kernel>() { print<Kernel>(); });
     cuda::select_top_k(width, []<class Kernel>() { print<Kernel>(); });
     cuda::select_backward(width, []<class Rows, class Patterns>() { print<Rows>(), print<Patterns>(); });

@@ -230,6 +230,30 @@ def test_fast_weight_gradients(name: str) -> None:
         fw.near(got, wanted, 2e-5, f"d_{operand}", size)
 
 
+@pytest.mark.parametrize("rule", ["sum", "gated delta"])
+def test_fast_weight_gradients_of_halves_come_from_the_tensor_cores(rule: str) -> None:
+    """In chunks, several sequences with one state; what is passed on is rounded to 16 bits."""
+    rng, half, size = np.random.default_rng(5), np.float16, {"T": 40, "K": 64, "V": 24, "batch": (2,)}
+    more = {"state": fw.draw(rng, np.float32, 64, 24), "scale": np.array([0.5, 0.7], np.float32)}
+    if rule == "sum":
+        op, given = "linear_attention", fw.linear(rng, half, **size, feature_map="identity", normalize=False, **more)
+    else:
+        op, given = "delta_rule", fw.delta(rng, half, **size, decay=fw.decays(rng, half, 2, 40), **more)
+    there = {name: OnCard(value) if isinstance(value, np.ndarray) else value for name, value in given.items()}
+    _, pullback = rc.vjp(getattr(rc.fastweight, op), **there, return_state=True)
+    d_out, d_state = fw.draw(rng, half, 2, 40, 24), fw.draw(rng, np.float32, 2, 64, 24)
+    got = pullback((OnCard(d_out), OnCard(d_state)))
+    exact, _ = fw.expected_gradients(op, given, d_out, d_state, kind=np.float64)
+    assert list(got._fields) == fw.fields(op, given)
+    for name in got._fields:
+        mine, wanted = getattr(got, name).array, exact[name][0] if name == "state" else exact[name]
+        assert mine.dtype == given[name].dtype
+        error = np.linalg.norm(mine - wanted) / np.linalg.norm(wanted)
+        assert error < 1e-3, name
+        if name == "state":
+            assert error > 1e-5  # not token by token
+
+
 def test_fast_weight_gradients_of_halves_have_their_type() -> None:
     q, k, v = (draw(4, 6, seed=i).astype(np.float16) for i in range(3))
     _, pullback = rc.vjp(rc.fastweight.linear_attention, *map(OnCard, (q, k, v)))

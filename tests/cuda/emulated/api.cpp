@@ -103,7 +103,7 @@ void fast_weight_forward(const Queue&, std::string_view op, const fast_weight::o
 void fast_weight_backward(const Queue&, std::string_view op, const fast_weight::operands& in, double scale, std::string_view feature_map,
                           row_norm norm, const fast_weight::parameters& how, const ConstArray& d_out, const ConstArray& d_state,
                           const fast_weight::gradients& d_in) {
-  emulator::Device device;
+  emulator::Hopper device;
   fast_weight_backward(op, device, in, scale, feature_map, norm, how, d_out, d_state, d_in);
 }
 

@@ -123,8 +123,9 @@ void fast_weight_forward(std::string_view op, Device& device, const fast_weight:
     arguments.normaliser = static_cast<float*>(device.scratch(arguments.sequences * K * sizeof(float)));
     launch<CopyNormaliser>(op, device, arguments);
   }
-  if (on_tensor_cores(device.architecture(), arguments))
-    return select_chunk(arguments.query.type, arguments.keys, p.rule, [&]<class Kernel>() { launch<Kernel>(op, device, arguments); });
+  if (on_tensor_cores(device.architecture(), arguments, arguments.out))
+    return select_chunk(arguments.query.type, arguments.keys, p.rule,
+                        [&]<class Kernel, class>() { launch<Kernel>(op, device, arguments); });
   select_scan(arguments.keys, problem.normalised, [&]<class Kernel>() { launch<Kernel>(op, device, arguments); });
 }
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
-/// `fast_weight_backward` on a device: gradients of everything that `fast_weight_forward` takes, from its operands alone. All tokens are
-/// gone through three times: for S before every chunk, for S before every token of a chunk, and back. These are what scratch is for, beside
-/// the sums of one chunk and, normalised, z after every token.
+/// `fast_weight_backward` on a device: gradients of everything that `fast_weight_forward` takes, from its operands alone. In chunks on
+/// tensor cores tokens are gone through twice: for S before every chunk, and back. Token by token it is three times: for S before every
+/// chunk, for S before every token of a chunk, and back. These are what scratch is for, beside the sums of one chunk and, normalised, z
+/// after every token.
 #pragma once
 
 #include <vector>
@@ -13,16 +14,17 @@ namespace recollect::cuda {
 namespace detail {
 
 /// The gradient of one operand: written where it belongs if every sequence has a place of its own there, otherwise into scratch, whose
-/// sequences are then summed in order.
+/// sequences, and shares of a sequence if there are several, are then summed in order.
 class SharedGradient {
  public:
   template <class Device>
-  SharedGradient(Device& device, const Shapes& shapes, const BoundOperand& bound, const Array& array, index_t rows, index_t columns) {
+  SharedGradient(Device& device, const Shapes& shapes, const BoundOperand& bound, const Array& array, index_t rows, index_t columns,
+                 index_t shares) {
     if (!array.given() || array.size() == 0) return;
     sum_.to = {array.data, array.type, {}, bound.inner[0], bound.inner[1]};
     sum_.rows = rows;
     sum_.columns = columns;
-    index_t stride = 1;
+    index_t stride = shares;
     Strides sequences{};
     Axes batch;
     for (int axis = 0; axis < shapes.batch_rank(); ++axis) batch.add(shapes.batch_extent(axis));
@@ -34,11 +36,15 @@ class SharedGradient {
       if (own) sum_.to.batch[axes.rank] = bound.batch[axis];
       axes.add(batch.extents[axis]);
     }
+    if (shares > 1) {
+      sum_.shared_sequences[sum_.shared.rank] = 1;
+      sum_.shared.add(shares);
+    }
     place_ = sum_.to;
     place_.batch = {};
     std::copy_n(bound.batch.begin(), batch.rank, place_.batch.begin());
     if (sum_.shared.count() == 1) return;
-    float* const data = static_cast<float*>(device.scratch(batch.count() * rows * columns * sizeof(float)));
+    float* const data = static_cast<float*>(device.scratch(batch.count() * shares * rows * columns * sizeof(float)));
     sum_.from = data;
     place_ = {data, dtype::float32, {}, columns, 1};
     for (int axis = 0; axis < batch.rank; ++axis) place_.batch[axis] = sequences[axis] * rows * columns;
@@ -94,6 +100,35 @@ void take_scratch(Device& device, FastWeightBackwardArguments& a, int rows_per_b
     if (asked[kind]) a.sums[kind] = floats(s.sequences * a.shares() * a.chunk * s.keys);
 }
 
+/// The gradient in chunks on tensor cores: S before every chunk, in 16 bits, and back.
+template <class Device>
+void pull_chunks(std::string_view op, Device& device, FastWeightBackwardArguments a) {
+  FastWeightArguments& s = a.scan;
+  select_chunk(s.query.type, s.keys, s.rule, [&]<class Chunk, class Reverse>() {
+    const index_t entries = Reverse::blocks(a) * ((s.tokens + Chunk::chunk - 1) / Chunk::chunk);
+    s.states = static_cast<std::uint32_t*>(device.scratch(entries * Chunk::state_words * 4));
+    if (Chunk::narrow_range) s.sizes = static_cast<float*>(device.scratch(entries * Chunk::warps * sizeof(float)));
+    launch<Chunk>(op, device, s);
+    launch<Reverse>(op, device, a);
+  });
+}
+
+/// And token by token.
+template <class Device>
+void pull_tokens(std::string_view op, Device& device, FastWeightBackwardArguments a, bool normalised) {
+  select_reverse(a.scan.keys, [&]<class Checkpoints, class Reverse>() {
+    take_scratch(device, a, Reverse::width, normalised);
+    if (a.normaliser) launch<FastWeightNormaliser>(op, device, a);
+    launch<Checkpoints>(op, device, a);
+    for (a.number = a.chunks() - 1; a.number >= 0; --a.number) {
+      launch<Reverse>(op, device, a);
+      if (a.normaliser) launch<FastWeightNormaliserReverse>(op, device, a);
+      launch<FastWeightPull>(op, device, a);
+    }
+  });
+  if (a.d_scale.given()) launch<FastWeightScaleGradient>(op, device, a);
+}
+
 }  // namespace detail
 
 /// d_in = J^T (d_out, d_state); a cotangent that is not given is zero, a gradient that is not is left out.
@@ -126,22 +161,20 @@ void fast_weight_backward(std::string_view op, Device& device, const fast_weight
   TokenRows<void>* const placed[] = {&a.d_query, &a.d_key,   &a.d_value,         &a.d_beta,  &a.d_a,
                                      &a.d_b,     &a.d_decay, &a.d_channel_decay, &a.d_scale, &a.d_state};
   const index_t rows[] = {T, T, T, T, T, T, T, T, 1, K}, columns[] = {K, K, V, 1, K, K, 1, K, 1, W};
+  const auto copied = [&](int i) { return !wanted[i].given() || in_sixteens(token_rows(gradient_shapes, i, wanted[i])); };
+  const bool chunked =
+      V > 0 && on_tensor_cores(device.architecture(), a.scan, a.d_out) && copied(query) && copied(key) && copied(detail::value);
+  const index_t shares = chunked ? (V + K - 1) / K : 1;  // of what is a sum over columns: a block has K of them
   std::vector<SharedGradient> gradients;
   for (int i = 0; i < operand_count; ++i) {
-    gradients.emplace_back(device, shapes, gradient_shapes[i], wanted[i], rows[i], columns[i]);
+    gradients.emplace_back(device, shapes, gradient_shapes[i], wanted[i], rows[i], columns[i],
+                           i == detail::value || i == detail::state ? 1 : shares);
     *placed[i] = gradients.back().place();
   }
-  select_reverse(a.scan.keys, [&]<class Checkpoints, class Reverse>() {
-    take_scratch(device, a, Reverse::width, problem.normalised);
-    if (a.normaliser) launch<FastWeightNormaliser>(op, device, a);
-    launch<Checkpoints>(op, device, a);
-    for (a.number = a.chunks() - 1; a.number >= 0; --a.number) {
-      launch<Reverse>(op, device, a);
-      if (a.normaliser) launch<FastWeightNormaliserReverse>(op, device, a);
-      launch<FastWeightPull>(op, device, a);
-    }
-  });
-  if (a.d_scale.given()) launch<FastWeightScaleGradient>(op, device, a);
+  if (chunked)
+    pull_chunks(op, device, a);
+  else
+    pull_tokens(op, device, a, problem.normalised);
   for (const SharedGradient& gradient : gradients) gradient.finish(op, device);
 }
 

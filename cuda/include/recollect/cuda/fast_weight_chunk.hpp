@@ -26,14 +26,14 @@
 ///     exp2(x), rounded<T>(low, high)     2^x, approximately; two numbers of 16 bits in a word
 #pragma once
 
-#include "recollect/cuda/fast_weight_tokens.hpp"
+#include "recollect/cuda/fast_weight_columns.hpp"
 
 namespace recollect::cuda {
 
 template <class T, int Width, bool Delta>
-struct FastWeightChunk : FastWeightTokens<T, Width, Delta> {
+struct FastWeightChunk : FastWeightColumns<T, Width, Delta> {
   using Arguments = FastWeightArguments;
-  using Made = FastWeightTokens<T, Width, Delta>;
+  using Made = FastWeightColumns<T, Width, Delta>;
   static constexpr int architecture = 80;
   static constexpr const char* name = "fast_weight_chunk";
   using Made::chunk, Made::narrow_range, Made::parts, Made::warps;
@@ -56,8 +56,9 @@ struct FastWeightChunk : FastWeightTokens<T, Width, Delta> {
       if (warp == 0) Made::put_gates(thread, Made::read_gates(thread, a, s, first), shared.gates[first]);
     }
     State state;
-    for_state(thread, a, s, a.state, s.state, state,
-              [&](float& number, index_t place) { number = place < 0 || !a.state.given() ? 0.0f : read<float>(a.state.data, place); });
+    Made::for_state(thread, a, s, a.state, s.state, state, [&](float& number, index_t place) {
+      number = place < 0 || !a.state.given() ? 0.0f : read<float>(a.state.data, place);
+    });
     thread.template wait_copies<1>();
     thread.barrier();
     Made::prepare(thread, shared, 0, 0);
@@ -73,44 +74,39 @@ struct FastWeightChunk : FastWeightTokens<T, Width, Delta> {
       const bool more = c + 1 < chunks;
       if (more) Made::prepare(thread, shared, next, 1 - product);
       Tokens removed, out;
-      recall(thread, shared, stage, state, removed, out);
+      const Fit size = Made::narrow_range ? fit_of<T>(thread, state) : Fit{};
+      if (a.states) keep(thread, a, thread.block() * chunks + c, size, state);
+      recall(thread, shared, stage, size, state, removed, out);
       if (warp == 0) Made::put_gates(thread, gate, shared.gates[free]);
       thread.barrier();  // the next chunk's A is there
       if (Delta && more && warp == warps - 1) Made::invert(thread, shared, 1 - product);
       write(thread, shared, stage, product, s.scale, state, removed, out);
-      store(thread, a, s, shared, stage, c, out);
+      if (a.out.given()) Made::store(thread, {a.out, s.out + s.column, a.tokens, a.values - s.column}, shared.stages[stage].value, c, out);
       const int before = stage;
       stage = next, next = free, free = before;
     }
     if (!a.out_state.given()) return;
-    for_state(thread, a, s, a.out_state, s.out_state, state, [&](float number, index_t place) {
+    Made::for_state(thread, a, s, a.out_state, s.out_state, state, [&](float number, index_t place) {
       if (place >= 0) cuda::write<float>(a.out_state.data, place, number);
     });
   }
 
  private:
-  /// visit(number, its place in a state's rows or -1) for all numbers of a lane.
-  template <class Thread, class From, class Numbers, class Visit>
-  static constexpr void for_state(const Thread& thread, const Arguments& a, const Sequence& s, const From& rows, index_t begin,
-                                  Numbers& state, Visit&& visit) {
-    const int lane = lane_of(thread), column = s.column + Made::first_column(thread) + Made::column_at(lane, 0);
-    index_t place = begin + Made::token_at(lane, 0, 0) * rows.time + column * rows.inner;
-#pragma unroll
-    for (int n = 0; n < Width / 8; ++n, place += 8 * rows.time)
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        visit(state[n][i], column + i / 2 * 8 < a.values ? place + i % 2 * rows.time + i / 2 * 8 * rows.inner : -1);
+  /// S before a chunk, for its gradient.
+  template <class Thread>
+  static constexpr void keep(const Thread& thread, const Arguments& a, index_t entry, const Fit& size, const State& state) {
+    Made::put_state(thread, state, size.down, a.states + entry * Made::state_words);
+    if (narrow_range && lane_of(thread) == 0) a.sizes[entry * warps + thread.index() / warp_size] = size.up;
   }
 
   /// diag(G) K S and diag(G) Q S, transposed.
   template <class Thread>
-  static constexpr void recall(const Thread& thread, const Shared& shared, int stage, const State& state, Tokens& removed, Tokens& out) {
+  static constexpr void recall(const Thread& thread, const Shared& shared, int stage, const Fit& size, const State& state, Tokens& removed,
+                               Tokens& out) {
     const int lane = lane_of(thread);
     const std::uint32_t keys = thread.address(shared.stages[stage].key) + Rows::across(lane);
     const std::uint32_t queries = thread.address(shared.stages[stage].query) + Rows::across(lane);
-    Fit size;
-    if constexpr (narrow_range) size = fit_of<T>(thread, state);
-    clear(removed), clear(out);
+    Made::clear(removed), Made::clear(out);
 #pragma unroll
     for (int k = 0; k < Width; k += 16) {
       Words a;
@@ -131,42 +127,27 @@ struct FastWeightChunk : FastWeightTokens<T, Width, Delta> {
       }
   }
 
-  static constexpr void clear(Tokens& sums) {
-#pragma unroll
-    for (int n = 0; n < chunk / 8; ++n)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) sums[n][i] = 0;
-  }
-
   /// W from what the state holds of it, the outputs, and the new state.
   template <class Thread>
   static constexpr void write(const Thread& thread, const Shared& shared, int stage, int product, float scale, State& state,
                               Tokens& removed, Tokens& out) {
     const int lane = lane_of(thread);
-    const std::uint32_t values = thread.address(shared.stages[stage].value), reads = thread.address(shared.products[product].read);
+    const std::uint32_t reads = thread.address(shared.products[product].read);
     const Gates& gates = shared.gates[stage];
     Tokens written;
     Fit size;
     const float* const steps = shared.products[product].step;
     const bool strict = Delta && std::fmax(steps[0], steps[1]) > strict_above;
-#pragma unroll
-    for (int p = 0; p < parts; ++p) {
-      Words words;
-      thread.template matrices<true>(words, Rows::moved(values + Rows::across(lane), 16 * p, Made::first_column(thread)));
-#pragma unroll
-      for (int w = 0; w < 4; ++w)
-#pragma unroll
-        for (int i = 0; i < 2; ++i) written[2 * p + w / 2][w % 2 * 2 + i] = half_of<T>(words[w], i);
-    }
+    Made::get_columns(thread, thread.address(shared.stages[stage].value), written);
     if constexpr (Delta) {
 #pragma unroll
       for (int n = 0; n < chunk / 8; ++n)
 #pragma unroll
         for (int i = 0; i < 4; ++i) written[n][i] = gates.beta[Made::token_at(lane, n, i)] * (written[n][i] - removed[n][i]);
       if constexpr (narrow_range) size = fit_of<T>(thread, written);
-      solve(thread, shared.products[product], size.down, written);
+      Made::template solve<false>(thread, shared.products[product], size.down, written);
     }
-    clear(removed);  // from here on P W
+    Made::clear(removed);  // from here on P W
 #pragma unroll
     for (int q = 0; q < parts; ++q) {
       Words whole, rest;
@@ -185,91 +166,9 @@ struct FastWeightChunk : FastWeightTokens<T, Width, Delta> {
         const float up = narrow_range ? shared.products[product].up[Made::token_at(lane, n, i)] * size.up : 1.0f;
         out[n][i] = scale * std::fma(removed[n][i], up, out[n][i]);
       }
-    keep(thread, thread.address(shared.stages[stage].key), gates, size, strict, written, state);
-  }
-
-  /// W / size from the right side: a product of two numbers in two parts each has three products of parts.
-  template <class Thread>
-  static constexpr void solve(const Thread& thread, const Products& from, float down, Tokens& written) {
-    Words words[parts], rest[parts];
-    const std::uint32_t whole = thread.address(from.solve[0]) + Square::across(lane_of(thread));
-    const auto add_three = [&](int p, int q, Sums& left, Sums& right) {
-      const std::uint32_t place = Square::moved(whole, 16 * p, 16 * q);
-      add<T, false>(thread, words[q], place, left, right);
-      add<T, false>(thread, rest[q], place, left, right);
-      add<T, false>(thread, words[q], place + sizeof from.solve[0], left, right);
-    };
-#pragma unroll
-    for (int p = 0; p < parts; ++p) {
-      Sums &left = written[2 * p], &right = written[2 * p + 1];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) left[i] *= down, right[i] *= down;
-#pragma unroll
-      for (int q = 0; q < p; ++q) add_three(p, q, left, right);
-      split<T>(thread, left, right, words[p], rest[p]);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) left[i] = right[i] = 0;
-      add_three(p, p, left, right);
-      split<T>(thread, left, right, words[p], rest[p]);
-    }
-  }
-
-  /// S <- G_last S + K^T diag(G_last / G) W, W being size.up times what is given.
-  template <class Thread>
-  static constexpr void keep(const Thread& thread, std::uint32_t keys, const Gates& gates, const Fit& size, bool strict, Tokens& written,
-                             State& state) {
-    const int lane = lane_of(thread);
-    const float last = gates.decay[chunk - 1], fade = thread.exp2(last) * size.down;
-#pragma unroll
-    for (int n = 0; n < Width / 8; ++n)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) state[n][i] *= fade;
-#pragma unroll
-    for (int n = 0; n < chunk / 8; ++n)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) written[n][i] *= thread.exp2(last - gates.decay[Made::token_at(lane, n, i)]);
-#pragma unroll
-    for (int p = 0; p < parts; ++p) {
-      Words whole, rest;
-      split<T>(thread, written[2 * p], written[2 * p + 1], whole, rest);
-      const auto add_rows = [&](const Words& left) {
-#pragma unroll
-        for (int k = 0; k < Width; k += 16)
-          add<T, true>(thread, left, Rows::moved(keys + Rows::down(lane), 16 * p, k), state[k / 8], state[k / 8 + 1]);
-      };
-      add_rows(whole);
-      if (strict) add_rows(rest);
-    }
-    if constexpr (narrow_range)
-#pragma unroll
-      for (int n = 0; n < Width / 8; ++n)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) state[n][i] *= size.up;
-  }
-
-  /// Outputs go out by way of the warp's own columns of the values, which are not needed any more.
-  template <class Thread>
-  static constexpr void store(const Thread& thread, const Arguments& a, const Sequence& s, Shared& shared, int stage, index_t c,
-                              const Tokens& out) {
-    const int lane = lane_of(thread), first = Made::first_column(thread);
-    char* const tile = shared.stages[stage].value;
-#pragma unroll
-    for (int n = 0; n < chunk / 8; ++n)
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const std::uint32_t word = thread.flipped(thread.template rounded<T>(out[n][2 * half], out[n][2 * half + 1]));
-        const std::uint32_t place = Rows::offset(8 * n + lane / 4, first + 8 * half + lane % 4 * 2);
-        *reinterpret_cast<std::uint32_t*>(tile + place) = word;
-      }
-    thread.warp_barrier();
-#pragma unroll
-    for (int i = 0; i < chunk / 16; ++i) {
-      const int row = 16 * i + lane / 2, column = first + lane % 2 * 8;
-      const index_t token = c * chunk + row;
-      if (token >= a.tokens || s.column + column >= a.values) continue;
-      T* const to = static_cast<T*>(a.out.data) + s.out + token * a.out.time + s.column + column;
-      *reinterpret_cast<Four*>(to) = *reinterpret_cast<const Four*>(tile + Rows::offset(row, column));
-    }
+    const float last = gates.decay[chunk - 1];
+    Made::each(thread, written, [&](float& number, int t, int, int) { number *= thread.exp2(last - gates.decay[t]); });
+    Made::fold(thread, thread.address(shared.stages[stage].key), thread.exp2(last), size, strict, written, state);
   }
 };
 

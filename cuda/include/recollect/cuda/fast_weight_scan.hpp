@@ -28,9 +28,11 @@ struct FastWeightArguments {
   int keys = 0, values = 0;  // K, V
   TokenRows<const void> query, key, value, beta, a, b, decay, channel_decay, state, scale;
   TokenRows<void> out, out_state;
-  float* normaliser = nullptr;  // (sequences, K): z before the first token, a copy; null: zeros
-  float scale_number = 1;       // where no scale is given
-  int map = 0;                  // its number in `feature_maps`
+  float* normaliser = nullptr;      // (sequences, K): z before the first token, a copy; null: zeros
+  std::uint32_t* states = nullptr;  // S before every chunk in 16 bits, by block of columns; null: nobody asks
+  float* sizes = nullptr;           // what is to be multiplied by, by block, chunk and warp
+  float scale_number = 1;           // where no scale is given
+  int map = 0;                      // its number in `feature_maps`
   row_norm norm = row_norm::none;
   fast_weight::rule rule = fast_weight::rule::sum;
   fast_weight::normalisation normalise = fast_weight::normalisation::none;

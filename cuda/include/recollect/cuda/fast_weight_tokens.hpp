@@ -80,24 +80,27 @@ struct FastWeightTokens {
   static constexpr int column_at(int lane, int i) { return accumulator_row(lane, i); }
   static constexpr int token_at(int lane, int n, int i) { return 8 * n + accumulator_column(lane, i); }
 
-  /// Starts copies of a chunk's rows, 16 at a time; what is not there is zero.
+  /// Starts copies of a chunk's rows, 16 at a time; what is not there is zero. `columns` of them are, from `begin` on.
+  template <class Thread>
+  static constexpr void fetch_rows(const Thread& thread, const TokenRows<const void>& from, index_t begin, index_t tokens, int columns,
+                                   index_t c, const char* tile) {
+    const int row = thread.index() / (Width / 8), column = thread.index() % (Width / 8) * 8;
+    const T* const data = static_cast<const T*>(from.data);
+    const std::uint32_t to = thread.address(tile) + Rows::offset(row, column);
+#pragma unroll
+    for (int i = 0; i < chunk; i += 16) {
+      const index_t token = c * chunk + row + i;
+      const bool there = token < tokens && column < columns;
+      thread.copy16(to + i * Rows::row_bytes, there ? data + begin + token * from.time + column : data, there);
+    }
+  }
+
   template <class Thread>
   static constexpr void fetch(const Thread& thread, const Arguments& a, const Sequence& s, Stage& stage, index_t c) {
-    const int row = thread.index() / (Width / 8), column = thread.index() % (Width / 8) * 8;
-    const auto rows = [&](const TokenRows<const void>& from, index_t begin, bool in_width, const char* tile) {
-      const T* const data = static_cast<const T*>(from.data);
-      const std::uint32_t to = thread.address(tile) + Rows::offset(row, column);
-#pragma unroll
-      for (int i = 0; i < chunk; i += 16) {
-        const index_t token = c * chunk + row + i;
-        const bool there = token < a.tokens && in_width;
-        thread.copy16(to + i * Rows::row_bytes, there ? data + begin + token * from.time + column : data, there);
-      }
-    };
     if (c * chunk < a.tokens) {
-      rows(a.key, s.key, true, stage.key);
-      rows(a.query, s.query, true, stage.query);
-      rows(a.value, s.value + s.column, s.column + column < a.values, stage.value);
+      fetch_rows(thread, a.key, s.key, a.tokens, Width, c, stage.key);
+      fetch_rows(thread, a.query, s.query, a.tokens, Width, c, stage.query);
+      fetch_rows(thread, a.value, s.value + s.column, a.tokens, a.values - s.column, c, stage.value);
     }
     thread.commit_copies();
   }
@@ -130,24 +133,42 @@ struct FastWeightTokens {
     to.beta[lane] = gate.beta;
   }
 
-  /// A and P of a chunk: one warp for 16 rows of one of them.
+  /// What a warp is to do of A and P, or of their gradients: 16 rows of one of them.
+  struct Job {
+    int part;
+    bool solve;  // of A
+  };
   template <class Thread>
-  static constexpr void prepare(const Thread& thread, Shared& shared, int stage, int product) {
+  static constexpr Job job_of(const Thread& thread) {
     constexpr int kinds = Delta ? 2 : 1;
-    const int lane = lane_of(thread), job = thread.index() / warp_size, part = parts - 1 - job / kinds;
-    const bool solve = Delta && job % kinds == 1;
-    if (part < 0) return;
-    const std::uint32_t keys = thread.address(shared.stages[stage].key);
-    const std::uint32_t left = solve ? keys : thread.address(shared.stages[stage].query);
-    Tokens sums = {};
+    const int job = thread.index() / warp_size;
+    return {parts - 1 - job / kinds, Delta && job % kinds == 1};
+  }
+
+  /// sums += (16 rows of a tile) . (rows of another, as far as these)^T; visit(k) after 16 columns each.
+  template <class Thread, class Visit>
+  static constexpr void multiply_rows(const Thread& thread, std::uint32_t left, std::uint32_t right, int part, Tokens& sums,
+                                      Visit&& visit) {
+    const int lane = lane_of(thread);
 #pragma unroll
     for (int k = 0; k < Width; k += 16) {
       Words a;
       thread.template matrices<false>(a, Rows::moved(left + Rows::down(lane), 16 * part, k));
 #pragma unroll
       for (int p = 0; p < parts; ++p)
-        if (p <= part) add<T, false>(thread, a, Rows::moved(keys + Rows::across(lane), 16 * p, k), sums[2 * p], sums[2 * p + 1]);
+        if (p <= part) add<T, false>(thread, a, Rows::moved(right + Rows::across(lane), 16 * p, k), sums[2 * p], sums[2 * p + 1]);
+      visit(k);
     }
+  }
+
+  /// A and P of a chunk. What is shared may be more than this kernel's.
+  template <class Thread, class Held>
+  static constexpr void prepare(const Thread& thread, Held& shared, int stage, int product) {
+    const auto [part, solve] = job_of(thread);
+    if (part < 0) return;
+    const std::uint32_t keys = thread.address(shared.stages[stage].key);
+    Tokens sums = {};
+    multiply_rows(thread, solve ? keys : thread.address(shared.stages[stage].query), keys, part, sums, [](int) {});
     float step = 0;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -158,12 +179,12 @@ struct FastWeightTokens {
     }
     if (!solve) return;
     step = largest_of_lanes<warp_size>(thread, step);
-    if (lane == 0) shared.products[product].step[part] = step;
+    if (lane_of(thread) == 0) shared.products[product].step[part] = step;
   }
 
   /// Half of a lane's numbers of 16 rows of P.
-  template <class Thread>
-  static constexpr void put_read(const Thread& thread, Shared& shared, int stage, int product, int part, int half, Tokens& sums) {
+  template <class Thread, class Held>
+  static constexpr void put_read(const Thread& thread, Held& shared, int stage, int product, int part, int half, Tokens& sums) {
     const int lane = lane_of(thread), t = 16 * part + accumulator_row(lane, 2 * half);
     const float* const decay = shared.gates[stage].decay;
     Products& to = shared.products[product];
@@ -188,8 +209,8 @@ struct FastWeightTokens {
   }
 
   /// Half of a lane's numbers of 16 rows of -A. Returns beta |k|^2 where the lane has one, or 0.
-  template <class Thread>
-  static constexpr float put_solve(const Thread& thread, Shared& shared, int stage, int product, int part, int half, const Tokens& sums) {
+  template <class Thread, class Held>
+  static constexpr float put_solve(const Thread& thread, Held& shared, int stage, int product, int part, int half, const Tokens& sums) {
     const int lane = lane_of(thread), row = accumulator_row(lane, 2 * half), t = 16 * part + row;
     const Gates& gates = shared.gates[stage];
     float step = 0;
@@ -217,8 +238,8 @@ struct FastWeightTokens {
   }
 
   /// The inverses of the diagonal blocks of I + A, each column by a lane.
-  template <class Thread>
-  static constexpr void invert(const Thread& thread, Shared& shared, int product) {
+  template <class Thread, class Held>
+  static constexpr void invert(const Thread& thread, Held& shared, int product) {
     const int part = lane_of(thread) / 16, column = lane_of(thread) % 16;
     const float* const rows = shared.diagonal[part];
     float x[16];

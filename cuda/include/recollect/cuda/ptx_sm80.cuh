@@ -16,6 +16,12 @@ struct Sm80Thread : StreamThread {
     extern __shared__ __align__(1024) char aligned_memory[];
     return aligned_memory;
   }
+  /// Opaque, and so made into places anew wherever it is asked for: kept from one loop's end to the next, they would fill the registers.
+  __device__ int index() const {
+    int own = StreamThread::index();
+    asm volatile("" : "+r"(own));
+    return own;
+  }
   __device__ std::uint32_t address(const void* pointer) const { return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer)); }
 
   __device__ void copy16(std::uint32_t to, const void* from, bool there) const {

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "recollect/cuda/fast_weight_chunk.hpp"
+#include "recollect/cuda/fast_weight_chunk_reverse.hpp"
 #include "recollect/cuda/fast_weight_normaliser.hpp"
 #include "recollect/cuda/fast_weight_pull.hpp"
 #include "recollect/cuda/fast_weight_reverse.hpp"
@@ -94,22 +95,26 @@ bool in_sixteens(const TokenRows<P>& rows) {
 /// Below, a token after the other is faster.
 inline constexpr index_t fewest_chunked_tokens = 16;
 
-/// Whether fast weights are ones for FastWeightChunk.
-inline bool on_tensor_cores(int architecture, const FastWeightArguments& a) {
+/// Whether fast weights are ones for FastWeightChunk, or their gradient one for FastWeightChunkReverse: of the outputs, or their cotangent.
+template <class P>
+bool on_tensor_cores(int architecture, const FastWeightArguments& a, const TokenRows<P>& out) {
   const bool half = a.query.type == dtype::float16 || a.query.type == dtype::bfloat16, width = a.keys == 64 || a.keys == 128;
   const bool rule = (a.rule == fast_weight::rule::delta && !a.b.given()) || (a.rule == fast_weight::rule::sum && !a.beta.given());
   const bool plain = !a.a.given() && !a.channel_decay.given() && a.normalise == fast_weight::normalisation::none &&
                      a.norm == row_norm::none && a.map == map_number(feature_maps{}, "identity");
-  return architecture >= 80 && half && width && rule && plain && a.key.given() && a.out.given() && a.tokens >= fewest_chunked_tokens &&
-         a.values % 8 == 0 && in_sixteens(a.query) && in_sixteens(a.key) && in_sixteens(a.value) && in_sixteens(a.out);
+  return architecture >= 80 && half && width && rule && plain && a.key.given() && out.given() && a.tokens >= fewest_chunked_tokens &&
+         a.values % 8 == 0 && in_sixteens(a.query) && in_sixteens(a.key) && in_sixteens(a.value) && in_sixteens(out);
 }
 
-/// run<Kernel>() with the kernel for fast weights that are.
+/// run<Kernel, ReverseKernel>() with the kernels for fast weights that are.
 template <class Run>
 void select_chunk(dtype type, int width, fast_weight::rule rule, Run&& run) {
   const auto with = [&]<class T, int Width>() {
-    if (rule == fast_weight::rule::delta) return run.template operator()<FastWeightChunk<T, Width, true>>();
-    run.template operator()<FastWeightChunk<T, Width, false>>();
+    const auto with_rule = [&]<bool delta>() {
+      run.template operator()<FastWeightChunk<T, Width, delta>, FastWeightChunkReverse<T, Width, delta>>();
+    };
+    if (rule == fast_weight::rule::delta) return with_rule.template operator()<true>();
+    with_rule.template operator()<false>();
   };
   const auto with_type = [&]<class T>() {
     if (width == 64) return with.template operator()<T, 64>();
