@@ -151,10 +151,12 @@ def energy(op: str, state: Any, patterns: Any, **given: Any) -> Any:
 
 
 class Retrieval:
-    """A number of steps of `hopfield.retrieve`."""
+    """`hopfield.retrieve` of `steps` steps at most; `tol`, if it is not negative, ends a row."""
 
-    def __init__(self, op: str, state: Any, patterns: Any, *, values: Any, steps: Any, **given: Any) -> None:
-        self.steps = _array.whole(op, "steps", steps, 1, expected="at least 1", kind="a whole number on a CUDA device")
+    def __init__(
+        self, op: str, state: Any, patterns: Any, *, values: Any, steps: int, tol: float, **given: Any
+    ) -> None:
+        self.steps, self.tol = steps, tol
         self.look = Look(op, state, patterns, values=values, **given)
         self.call, self.shape, self.values = self.look.call, self.look.shape, values
         self.outside = (*self.shape, width_of(patterns if values is None else values))
@@ -164,7 +166,8 @@ class Retrieval:
 
     def run(self, out: Any, kept: Any = (), **told: Any) -> None:
         told = {name: self.call.capsule(array) for name, array in told.items()}
-        self.call.module.hopfield_retrieve(*self.arguments(), self.steps, self.call.capsule(out), list(kept), **told)
+        rule = (self.steps, self.tol)
+        self.call.module.hopfield_retrieve(*self.arguments(), *rule, self.call.capsule(out), list(kept), **told)
 
 
 def retrieve(op: str, state: Any, patterns: Any, *, out: Any, return_info: bool, **given: Any) -> tuple[Any, ...]:

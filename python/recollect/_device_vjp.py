@@ -95,7 +95,7 @@ def retrieve(op: str, state: Any, patterns: Any, *, beta: Any, **given: Any) -> 
         wanted = {"state": state, "patterns": patterns, "beta": beta, "values": read.values}
         to = Gradients(call, wanted, "beta", beta)
         call.module.hopfield_retrieve_backward(
-            *read.arguments(), read.steps, kept(), call.capsule(out), call.capsule(d), **to.capsules(call)
+            *read.arguments(), read.steps, read.tol, kept(), call.capsule(out), call.capsule(d), **to.capsules(call)
         )
         return to.named("RetrieveGradients")
 

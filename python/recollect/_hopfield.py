@@ -233,17 +233,19 @@ def retrieve(
     """
     op = "hopfield.retrieve"
     if _device.found(state, patterns, values):
+        count, tolerance = step_rule(op, steps, tol, np.dtype(np.float32))
         options: dict[str, Any] = {
             "beta": beta,
             "values": values,
-            "steps": steps,
+            "steps": count,
+            "tol": tolerance,
             "mask": mask,
             "stream": stream,
             "out": out,
             "return_info": return_info,
         }
-        rest: dict[str, Any] = {"separation": (separation, "softmax"), "tol": (tol, None)}
-        retrieved = _device_ops.retrieve(op, state, patterns, **options, **rest)
+        only = {"separation": (separation, "softmax")}
+        retrieved = _device_ops.retrieve(op, state, patterns, **options, **only)
         return Retrieval(*retrieved) if return_info else retrieved[0]
     _device.refuse_stream(op, stream)
     ops = operands(op, state, patterns, values, beta, mask)

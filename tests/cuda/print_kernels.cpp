@@ -50,6 +50,7 @@ int main() {
   print<cuda::RecallEnergy>();
   print<cuda::RecallEnergyDots>();
   print<cuda::RecallMoved>();
+  print<cuda::RecallRested>();
   print<cuda::CopyNormaliser>();
   print<cuda::FastWeightNormaliser>();
   print<cuda::FastWeightNormaliserReverse>();

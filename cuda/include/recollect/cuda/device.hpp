@@ -30,6 +30,9 @@
 /// stream.cuh is the real one.
 #pragma once
 
+#include <bit>
+#include <cstdint>
+
 #include "recollect/core/dtype.hpp"
 
 namespace recollect::cuda {
@@ -52,6 +55,20 @@ constexpr int architecture_of() {
 template <int lanes, class Thread>
 constexpr float sum_of_lanes(const Thread& thread, float x) {
   for (int mask = lanes / 2; mask > 0; mask /= 2) x += thread.shuffle_xor(x, mask);
+  return x;
+}
+
+template <int lanes, class Thread>
+constexpr double sum_of_lanes(const Thread& thread, double x) {
+  for (int mask = lanes / 2; mask > 0; mask /= 2) {
+    const std::uint64_t bits = std::bit_cast<std::uint64_t>(x);
+    const auto other = [&](std::uint64_t half) -> std::uint64_t {
+      const float there = thread.shuffle(std::bit_cast<float>(static_cast<std::uint32_t>(half)), thread.index() % warp_size ^ mask);
+      return std::bit_cast<std::uint32_t>(there);
+    };
+    const std::uint64_t high = other(bits >> 32);
+    x += std::bit_cast<double>(high << 32 | other(bits));
+  }
   return x;
 }
 

@@ -84,12 +84,12 @@ Bank bank(std::string_view op, Device& device, const RecallArguments& a) {
   return to;
 }
 
-/// One softmax of all rows, or `steps` of them in one launch.
+/// One softmax of all rows, or `steps` of them in one launch. Scratch stays in `a`, for the next softmax alike.
 template <class Device>
-void forward(std::string_view op, Device& device, RecallArguments a, const Bank& from, index_t steps = 1) {
+void forward(std::string_view op, Device& device, RecallArguments& a, const Bank& from, index_t steps = 1) {
   const auto run = [&]<class Kernel>() {
     a.splits = Kernel::splits(a);
-    if (a.splits > 1) {
+    if (a.splits > 1 && !a.partial_sums) {
       a.partial_sums = static_cast<float*>(device.scratch(a.splits * a.outer * a.rows * a.value_width * sizeof(float)));
       a.partial_states = static_cast<float*>(device.scratch(a.splits * a.outer * a.rows * 2 * sizeof(float)));
     }
@@ -171,7 +171,6 @@ inline RetrievalProblem retrieval_problem(std::string_view op, const hopfield::o
   check_types(op, given, beta, true);
   check_softmax(op, how.separation);
   if (how.steps < 1) fail(status::value, op, ": steps is ", how.steps, "; expected at least 1");
-  if (how.tol >= 0) fail(status::value, op, ": tol is given; expected None on a device, where every state takes all its steps");
   RetrievalProblem p{Shapes(op, table, list), {}, {}};
   p.fold = Fold(p.shapes, 'n', {1, 2});
   p.arguments = arguments(op, given, beta, p.shapes, p.fold);
@@ -219,15 +218,15 @@ void make_room_for_saved(Device& device, const Fold& fold, RecallArguments& a) {
       *saved = {dense_rows(fold, device.scratch(a.outer * a.rows * static_cast<index_t>(sizeof(float))), 1), dtype::float32};
 }
 
-/// Energies of the states that were compared, from what was saved of them.
+/// What RecallEnergy needs of the patterns, for any states that are compared with them.
 template <class Device>
-void tell_energies(std::string_view op, Device& device, const RecallArguments& a, const Operand<void>& energy) {
+EnergyArguments ready_for_energies(std::string_view op, Device& device, const RecallArguments& a, const Operand<void>& energy) {
   EnergyArguments e;
   e.recall = a;
   e.energy = energy;
   e.squares = static_cast<float*>(device.scratch(a.outer * a.patterns * static_cast<index_t>(sizeof(float))));
   launch<RecallSquares>(op, device, e);
-  launch<RecallEnergy>(op, device, e);
+  return e;
 }
 
 /// The states that a retrieval went through. A step before the last reads the patterns into what is kept, or into one of two arrays of all
@@ -254,8 +253,9 @@ class Visited {
 
 }  // namespace detail
 
-/// `steps` softmaxes, in one launch or one after the other; states between them are of the state's type. `tol` ends no row on a device.
-/// `kept` is none, or room for every step. `banks`: the memories as they were packed before (recall_bank.hpp).
+/// `steps` softmaxes, in one launch or one after the other; states between them are of the state's type. With `tol` all are launched too,
+/// and those find little to do whose rows have come to rest: nothing waits for the device. `kept` is none, or room for every step.
+/// `banks`: the memories as they were packed before (recall_bank.hpp).
 template <class Device>
 void retrieve(Device& device, const hopfield::operands& in, double beta, const hopfield::parameters& how, const hopfield::results& out,
               std::span<const RetrievalStep> kept = {}, const detail::Bank* banks = nullptr) {
@@ -275,44 +275,50 @@ void retrieve(Device& device, const hopfield::operands& in, double beta, const h
   if (banks && !on_tensor_cores(device.architecture(), p.arguments))
     fail(status::type, op, ": state has dtype ", name(in.state.type), "; expected ", name(in.patterns.type), ", as the packed patterns");
   const Bank from = banks ? *banks : bank(op, device, p.arguments);
+  const index_t updates = how.steps - (in.values.given() ? 1 : 0);
+  const bool ends = how.tol >= 0 && updates > 1, counts = out.steps.given() || out.converged.given();
   // Nobody wants to know of the states between, and no block needs what another one reads.
-  const bool silent = kept.empty() && !out.energy.given() && !out.steps.given() && !out.converged.given();
+  const bool silent = kept.empty() && !out.energy.given() && !counts && !ends;
   const bool at_once = silent && from.keys && steps_in_one_launch(p.arguments);
   const index_t launches = at_once ? 1 : how.steps;
   const Visited<Device> visited(device, p, launches, kept);
+  RecallArguments update = p.arguments, read = p.arguments;
+  update.value = {};
+  update.value_width = update.width;
+  EnergyArguments energies;
+  if (out.energy.given()) {
+    energies = ready_for_energies(op, device, p.arguments, place(out.energy));
+    make_room_for_saved(device, p.fold, read);
+    update.largest = read.largest;
+    update.log_sum = read.log_sum;
+  }
+  MovedArguments moved;
+  moved.steps = place(out.steps);
+  moved.converged = place(out.converged);
+  moved.tol = how.tol >= 0 ? how.tol : hopfield::default_tolerance(dtype::float32);
+  if (ends) moved.resting = static_cast<bool*>(device.scratch(p.arguments.outer * p.arguments.rows));
   for (index_t step = 0; step < launches; ++step) {
-    const bool last = step + 1 == launches;
-    RecallArguments a = p.arguments;
+    const bool last = step + 1 == launches, moves = step < updates, tells = last || (ends && updates == how.steps);
+    RecallArguments& a = last ? read : update;
     a.query = visited.before(step);
     a.out = last ? place(out.state) : visited.after(step);
-    if (last) {
-      a.lse = place(out.lse);
-    } else {
-      a.value = {};
-      a.value_width = a.width;
-    }
+    a.resting = moves && step > 0 ? moved.resting : nullptr;
+    if (tells) a.lse = place(out.lse);
     if (!kept.empty()) {
       a.largest = place(kept[step].saved.largest);
       a.log_sum = place(kept[step].saved.log_sum);
     }
-    const bool tells = last && out.energy.given();
-    if (tells) make_room_for_saved(device, p.fold, a);
     forward(op, device, a, from, at_once ? how.steps : 1);
-    if (tells) tell_energies(op, device, a, place(out.energy));
+    if (tells && out.energy.given()) {
+      energies.recall = a;
+      launch<RecallEnergy>(op, device, energies);
+    }
+    if (!(ends ? moves : counts && step + 1 == std::max<index_t>(updates, 1))) continue;
+    moved.recall = a;
+    moved.taken = ends ? step + 1 + how.steps - updates : how.steps;
+    if (moves) moved.before = a.query, moved.after = a.out;
+    launch<RecallMoved>(op, device, moved);
   }
-  if (!out.steps.given() && !out.converged.given()) return;
-  MovedArguments moved;
-  moved.recall = p.arguments;
-  const index_t updates = in.values.given() ? how.steps - 1 : how.steps;
-  if (updates > 0) {
-    moved.before = visited.before(updates - 1);
-    moved.after = as_query(in.values.given() ? visited.after(updates - 1) : place(out.state));
-  }
-  moved.steps = place(out.steps);
-  moved.converged = place(out.converged);
-  moved.taken = how.steps;
-  moved.tol = static_cast<float>(hopfield::default_tolerance(dtype::float32));
-  launch<RecallMoved>(op, device, moved);
 }
 
 }  // namespace recollect::cuda

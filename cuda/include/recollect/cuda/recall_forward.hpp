@@ -11,6 +11,7 @@ namespace recollect::cuda {
 
 /// What one row comes to: written by the thread whose x is 0.
 constexpr void write_row_results(const RecallArguments& a, index_t o, index_t r, const math::OnlineSoftmax<float>& state) {
+  if (a.rests(o, r)) return;
   const auto [lse, largest, log_sum, scale] = a.offsets(o, r, a.lse, a.largest, a.log_sum, a.scale);
   const double over = a.lse_over_scale ? a.scale_at(scale) : 1.0f;
   if (a.lse.given()) write(a.lse.at.data, a.lse.type, lse, static_cast<float>(state.log_sum() * ln_2 / over));
@@ -34,6 +35,7 @@ struct RecallForward {
   static constexpr void run(const Thread& thread, const Arguments& a) {
     const index_t row_tiles = tiles_of(a.rows, T::rows), block = thread.block();
     const index_t first_row = block % row_tiles * T::rows, split = block / row_tiles % a.splits, o = block / row_tiles / a.splits;
+    if (a.all_rest(thread, o, first_row, T::rows)) return;
     float* const queries = reinterpret_cast<float*>(thread.shared());
     float* const memory = queries + T::floats;
     float* const weights = memory + T::floats;
@@ -144,7 +146,7 @@ struct RecallMerge {
   static constexpr void run(const Thread& thread, const Arguments& a) {
     const int lane = thread.index() % warp_size, warp = thread.index() / warp_size, member = warp % team(a);
     const index_t all = a.outer * a.rows, row = thread.block() * (warps / team(a)) + warp / team(a);
-    const bool there = row < all;
+    const bool there = row < all && !a.rests(row / a.rows, row % a.rows);
     math::OnlineSoftmax<float> state;
     float* const sums = reinterpret_cast<float*>(thread.shared()) + warp * widest;
     if (there) {

@@ -91,6 +91,7 @@ void retrieve_backward(Device& device, const hopfield::operands& in, double beta
     }
     a.d_query = step == 0 ? pull.rows({d_in.state, p.shapes[d_state]}, width) : pull.dense(states[step % 2], width);
     pull.run(a);
+    if (how.tol >= 0 && step > 0 && !(last && in.values.given())) launch<RecallRested>(op, device, a);
   }
   pull.finish();
 }
