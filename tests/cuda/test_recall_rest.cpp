@@ -42,8 +42,8 @@ struct Told {
       : out(h.shape({h.width(reads)}), h.state.type), energy(h.shape()), lse(h.shape()), steps(h.shape(), dtype::float64),
         converged(h.shape(), dtype::boolean, 1) {}
   index_t& taken(index_t row) { return reinterpret_cast<index_t*>(steps.bytes.data())[row]; }
-  hopfield::results places(bool energies) {
-    hopfield::results to{out.out(), energies ? energy.out() : Array{}, lse.out(), steps.out(), converged.out(), {}};
+  hopfield::results places() {
+    hopfield::results to{out.out(), energy.out(), lse.out(), steps.out(), converged.out(), {}};
     to.steps.type = dtype::int64;
     return to;
   }
@@ -72,7 +72,7 @@ Told expected(const Network& h, index_t steps) {
   for (index_t step = 0; step < updates; ++step) {
     Told one(h, false);
     Device device(11);
-    cuda::retrieve(device, h.in(state, false), h.beta, {"softmax", 1}, one.places(true));
+    cuda::retrieve(device, h.in(state, false), h.beta, {"softmax", 1}, one.places());
     for (index_t row = 0; row < h.rows(); ++row) {
       if (!moving[static_cast<std::size_t>(row)]) continue;
       double moved = 0;
@@ -90,7 +90,7 @@ Told expected(const Network& h, index_t steps) {
   }
   Told one(h, true);
   Device device(12);
-  cuda::retrieve(device, h.in(state, true), h.beta, {"softmax", 1}, one.places(true));
+  cuda::retrieve(device, h.in(state, true), h.beta, {"softmax", 1}, one.places());
   told.out = one.out;
   for (index_t row = 0; row < h.rows(); ++row) tell(one, row), ++told.taken(row);
   return told;
@@ -161,17 +161,13 @@ void check_rest(const Network& h, index_t steps, std::mt19937_64& random, const 
   index_t least = steps, most = 0;
   for (index_t row = 0; row < h.rows(); ++row) least = std::min(least, wanted.taken(row)), most = std::max(most, wanted.taken(row));
   if (differ) check::that(least < most, __FILE__, __LINE__, what + ": all rows take as many steps");
-  for (const bool energies : {false, true}) {
-    Told got(h, valued);
-    Device device(14);
-    cuda::retrieve(device, h.in(h.state, valued), h.beta, {"softmax", steps, h.tol}, got.places(energies));
-    check::that(test::same(got.out, wanted.out), __FILE__, __LINE__, what + ", out");
-    check::that(test::same(got.lse, wanted.lse), __FILE__, __LINE__, what + ", lse");
-    check::that(test::same(got.steps, wanted.steps), __FILE__, __LINE__, what + ", steps");
-    check::that(test::same(got.converged, wanted.converged), __FILE__, __LINE__, what + ", converged");
-    if (energies) check::that(test::same(got.energy, wanted.energy), __FILE__, __LINE__, what + ", energy");
-  }
-  check_gradient(h, steps, wanted, random, what);
+  Told got(h, valued);
+  Device device(14);
+  cuda::retrieve(device, h.in(h.state, valued), h.beta, {"softmax", steps, h.tol}, got.places());
+  for (const auto& [part, name] : {std::pair{&Told::out, "out"}, std::pair{&Told::energy, "energy"}, std::pair{&Told::lse, "lse"},
+                                   std::pair{&Told::steps, "steps"}, std::pair{&Told::converged, "converged"}})
+    check::that(test::same(got.*part, wanted.*part), __FILE__, __LINE__, what + ", " + name);
+  if (h.rows() <= 12) check_gradient(h, steps, wanted, random, what);  // nothing in it knows of blocks
 }
 
 Network network(std::mt19937_64& random, index_t n, index_t N, index_t d, dtype type = dtype::float32) {
@@ -212,15 +208,15 @@ void test_not_a_number(std::mt19937_64& random) {
   for (index_t k = 0; k < 5; ++k) h.state.put(5 + k, test::nan);
   Told got(h, false), wanted = expected<emulator::Device>(h, 4);
   emulator::Device device(15);
-  cuda::retrieve(device, h.in(h.state, false), h.beta, {"softmax", 4, h.tol}, got.places(false));
+  cuda::retrieve(device, h.in(h.state, false), h.beta, {"softmax", 4, h.tol}, got.places());
   CHECK_EQUAL(got.taken(1), 1);
   CHECK(got.converged.get(1) == 0);
   CHECK(test::same(got.steps, wanted.steps) && test::same(got.converged, wanted.converged));
 }
 
 void test_tensor_cores(std::mt19937_64& random) {
-  check_rest<emulator::Hopper>(network(random, 66, 90, 64, dtype::float16), 4, random, "tensor cores");
-  check_rest<emulator::Hopper>(network(random, 2, 1100, 64, dtype::bfloat16), 4, random, "tensor cores, parts of patterns");
+  check_rest<emulator::Hopper>(network(random, 65, 70, 64, dtype::float16), 4, random, "tensor cores");
+  check_rest<emulator::Hopper>(network(random, 2, 600, 64, dtype::bfloat16), 4, random, "tensor cores, parts of patterns");
 }
 
 }  // namespace
