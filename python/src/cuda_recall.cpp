@@ -181,8 +181,7 @@ void copy(const Place& place, const In& bank, const Out& larger) {
 
 /// `memory`: how many patterns, their width, and whether the banks are packed.
 void retrieve_stored(const Place& place, const In& state, const In& patterns, const In& values,
-                     const std::tuple<index_t, index_t, bool>& memory, double beta, index_t steps, double tol,
-                     const Out& out) {
+                     const std::tuple<index_t, index_t, bool>& memory, double beta, index_t steps, double tol, const Out& out) {
   check_cards("hopfield.retrieve", place, named("state", state), named("patterns", patterns), named("values", values), named("out", out));
   const hopfield::operands in{input(state), input(patterns), input(values), {}, {}};
   hopfield::results to;

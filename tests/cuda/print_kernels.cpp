@@ -7,6 +7,7 @@
 
 #include "recollect/cuda/recall_energy.hpp"
 #include "recollect/cuda/recall_moved.hpp"
+#include "recollect/cuda/recall_sink.hpp"
 #include "recollect/cuda/recall_sum.hpp"
 #include "recollect/cuda/select.hpp"
 #include "recollect/cuda/sparse_read.hpp"
@@ -45,6 +46,8 @@ int main() {
   print<cuda::RecallStore>();
   print<cuda::RecallMerge>();
   print<cuda::RecallDots>();
+  print<cuda::RecallSink>();
+  print<cuda::RecallSinkGradient>();
   print<cuda::RecallSum>();
   print<cuda::RecallSquares>();
   print<cuda::RecallEnergy>();

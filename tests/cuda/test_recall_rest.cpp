@@ -39,7 +39,10 @@ struct Told {
   Tensor out, energy, lse, steps, converged;
 
   Told(const Network& h, bool reads)
-      : out(h.shape({h.width(reads)}), h.state.type), energy(h.shape()), lse(h.shape()), steps(h.shape(), dtype::float64),
+      : out(h.shape({h.width(reads)}), h.state.type),
+        energy(h.shape()),
+        lse(h.shape()),
+        steps(h.shape(), dtype::float64),
         converged(h.shape(), dtype::boolean, 1) {}
   index_t& taken(index_t row) { return reinterpret_cast<index_t*>(steps.bytes.data())[row]; }
   hopfield::results places() {
@@ -118,11 +121,14 @@ void check_gradient(const Network& h, index_t steps, Told& told, std::mt19937_64
   cuda::retrieve_backward(device, h.in(h.state, valued), h.beta, how, kept, out.in(), d_out.in(),
                           {d_state.out(), d_patterns.out(), d_values.out(), d_beta.out(), {}});
   const auto at = [&](index_t step, const Tensor& values) {
-    return Attention{step == 0 ? h.state : room[static_cast<std::size_t>(step - 1)][0], h.patterns, values, {}, h.mask, {}, h.beta, 0, h.leading};
+    return Attention{
+        step == 0 ? h.state : room[static_cast<std::size_t>(step - 1)][0], h.patterns, values, {}, h.mask, {}, h.beta, 0, h.leading};
   };
   Tensor d = d_out, patterns(h.patterns.shape, dtype::float64, 0), values(h.values.shape, dtype::float64, 0);
   double beta = 0;
-  const auto add = [](Tensor& sum, const Tensor& more) { sum.each([&](index_t place) { sum.put(place, sum.get(place) + more.get(place)); }); };
+  const auto add = [](Tensor& sum, const Tensor& more) {
+    sum.each([&](index_t place) { sum.put(place, sum.get(place) + more.get(place)); });
+  };
   const auto back = [&](Attention a, const Tensor& g) {
     a.scale = Tensor({}, dtype::float64, h.beta);
     test::Gradients found = test::attend_gradient(a, g);

@@ -3,9 +3,11 @@
 /// arrays of the device. A scale or beta that is one number is given as such, and only otherwise as an operand (float32).
 #pragma once
 
+#include "recollect/cuda/attention_numbers.hpp"
 #include "recollect/cuda/checks.hpp"
 #include "recollect/cuda/recall_energy.hpp"
 #include "recollect/cuda/recall_moved.hpp"
+#include "recollect/cuda/recall_sink.hpp"
 #include "recollect/cuda/retrieval_step.hpp"
 #include "recollect/spec/attention.hpp"
 #include "recollect/spec/hopfield.hpp"
@@ -105,29 +107,57 @@ void forward(std::string_view op, Device& device, RecallArguments& a, const Bank
     select_forward(std::max(a.width, a.value_width), run);
 }
 
+/// Rows of `width` numbers for all rows and outer entries, one after the other.
+template <class P>
+Placed<P> dense_rows(const Fold& fold, P* data, index_t width) {
+  Placed<P> placed;
+  placed.data = data;
+  placed.inner = 1;
+  index_t stride = width;
+  for (int axis = fold.rows.rank - 1; axis >= 0; stride *= fold.rows.extents[axis--]) placed.row[axis] = stride;
+  for (int axis = fold.outer.rank - 1; axis >= 0; stride *= fold.outer.extents[axis--]) placed.outer[axis] = stride;
+  return placed;
+}
+
+/// Where the largest score and the logarithm of the sum go when nobody else wants them.
+template <class Device>
+void make_room_for_saved(Device& device, const Fold& fold, RecallArguments& a) {
+  for (Operand<void>* saved : {&a.largest, &a.log_sum})
+    if (!saved->given())
+      *saved = {dense_rows(fold, device.scratch(a.outer * a.rows * static_cast<index_t>(sizeof(float))), 1), dtype::float32};
+}
+
 struct AttentionProblem {
   Shapes shapes;
   Fold fold;
   RecallArguments arguments;
+  Operand<const void> sink;
+  float sink_number = -infinity;
+
+  bool sinks() const { return sink.given() || sink_number > -infinity; }
+  SinkArguments sinks_of(const RecallArguments& recall) const { return {recall, sink, sink_number, nullptr, nullptr}; }
 };
 
 inline constexpr std::string_view attend_op = "attention.attend";
 
-inline AttentionProblem attention_problem(const attention::operands& in, double scale, const attention::parameters& how,
+inline AttentionProblem attention_problem(const attention::operands& in, const AttentionNumbers& numbers, const attention::parameters& how,
                                           std::span<const ShapeRow> table, std::span<const ConstArray> list) {
   constexpr std::string_view op = attend_op;
   const RecallOperands given{"query", "key", "value", "scale", in.query, in.key, in.value, in.scale, in.mask, 'm'};
-  check_types(op, given, scale, false);
+  check_types(op, given, numbers.scale, false);
   check_given(op, "value", in.value);
   check_stored(op, "bias", in.bias);
   check_softmax(op, how.separation);
-  if (in.sink.given()) fail(status::value, op, ": sink is given; expected none, as a device has no sinks yet");
-  AttentionProblem p{Shapes(op, table, list), {}, {}};
+  check_type(op, "sink", in.sink, dtype::float32);
+  if (!(numbers.sink < infinity)) fail(status::value, op, ": sink is ", numbers.sink, "; expected a number below +inf");
+  AttentionProblem p{Shapes(op, table, list), {}, {}, {}};
   p.fold = Fold(p.shapes, 'n', {1, 2});
-  p.arguments = arguments(op, given, scale, p.shapes, p.fold);
+  p.arguments = arguments(op, given, numbers.scale, p.shapes, p.fold);
   p.arguments.causal = {how.causal != attention::causal::none,
                         how.causal == attention::causal::bottom_right ? p.arguments.patterns - p.shapes.extent('n') : 0};
   if (in.bias.given()) p.arguments.bias = operand(p.fold, p.shapes[5], in.bias, true, 1);
+  if (in.sink.given()) p.sink = operand(p.fold, p.shapes[6], in.sink, false, -1);
+  p.sink_number = static_cast<float>(numbers.sink);
   return p;
 }
 
@@ -143,16 +173,19 @@ inline void check_results(const attention::operands& in, const Shapes& shapes, c
 
 /// `out` has the type of query; lse and what is saved are float32.
 template <class Device>
-void attend(Device& device, const attention::operands& in, double scale, const attention::parameters& how, const attention::results& out) {
+void attend(Device& device, const attention::operands& in, const AttentionNumbers& numbers, const attention::parameters& how,
+            const attention::results& out) {
   const ConstArray list[] = {in.query, in.key, in.value, in.scale, in.mask, in.bias, in.sink};
-  detail::AttentionProblem p = detail::attention_problem(in, scale, how, attention::operand_shapes, list);
+  detail::AttentionProblem p = detail::attention_problem(in, numbers, how, attention::operand_shapes, list);
   detail::check_results(in, p.shapes, out);
   const int batch = p.shapes.batch_rank();
   p.arguments.out = detail::output(p.fold, out.out, batch);
   p.arguments.lse = detail::output(p.fold, out.lse, batch);
   p.arguments.largest = detail::output(p.fold, out.saved.largest, batch);
   p.arguments.log_sum = detail::output(p.fold, out.saved.log_sum, batch);
+  if (p.sinks()) detail::make_room_for_saved(device, p.fold, p.arguments);
   detail::forward(detail::attend_op, device, p.arguments, detail::bank(detail::attend_op, device, p.arguments));
+  if (p.sinks()) detail::launch<RecallSink>(detail::attend_op, device, p.sinks_of(p.arguments));
 }
 
 namespace detail {
@@ -194,28 +227,8 @@ inline void check_kept(const RetrievalProblem& p, const hopfield::operands& in, 
   }
 }
 
-/// Rows of `width` numbers for all rows and outer entries, one after the other.
-template <class P>
-Placed<P> dense_rows(const Fold& fold, P* data, index_t width) {
-  Placed<P> placed;
-  placed.data = data;
-  placed.inner = 1;
-  index_t stride = width;
-  for (int axis = fold.rows.rank - 1; axis >= 0; stride *= fold.rows.extents[axis--]) placed.row[axis] = stride;
-  for (int axis = fold.outer.rank - 1; axis >= 0; stride *= fold.outer.extents[axis--]) placed.outer[axis] = stride;
-  return placed;
-}
-
 inline Operand<const void> as_query(const Operand<void>& state) {
   return {{state.at.data, state.at.outer, state.at.row, state.at.inner}, state.type};
-}
-
-/// Where the largest score and the logarithm of the sum go when nobody else wants them.
-template <class Device>
-void make_room_for_saved(Device& device, const Fold& fold, RecallArguments& a) {
-  for (Operand<void>* saved : {&a.largest, &a.log_sum})
-    if (!saved->given())
-      *saved = {dense_rows(fold, device.scratch(a.outer * a.rows * static_cast<index_t>(sizeof(float))), 1), dtype::float32};
 }
 
 /// What RecallEnergy needs of the patterns, for any states that are compared with them.

@@ -8,7 +8,7 @@
 namespace recollect::cuda {
 
 struct MovedArguments {
-  RecallArguments recall;     // rows that were at rest before the update take back what it did
+  RecallArguments recall;      // rows that were at rest before the update take back what it did
   Operand<const void> before;  // not given where no step moved the state: then nothing has come to rest
   Operand<void> after, steps, converged;
   bool* resting = nullptr;  // (outer, rows): gets those that are at rest from now on, if an update of at most tol ends a row
@@ -40,8 +40,7 @@ struct RecallMoved : WarpRows {
         write(arguments.after.at.data, arguments.after.type, place, from);
         continue;
       }
-      const double move =
-          static_cast<double>(read(arguments.after.at.data, arguments.after.type, place)) - static_cast<double>(from);
+      const double move = static_cast<double>(read(arguments.after.at.data, arguments.after.type, place)) - static_cast<double>(from);
       sum = std::fma(move, move, sum);
     }
     sum = sum_of_lanes<warp_size>(thread, sum);
