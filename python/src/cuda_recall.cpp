@@ -21,6 +21,8 @@ choice choice_of(const Separation& separation) {
   return {std::string_view(name), number};
 }
 
+const Scale no_sink{-std::numeric_limits<double>::infinity(), {}};
+
 bool selects(const Separation& separation) { return choice_of(separation).name == "top_k_softmax"; }
 
 attention::parameters parameters(const std::string& causal_name, const Separation& separation) {
@@ -31,33 +33,36 @@ attention::parameters parameters(const std::string& causal_name, const Separatio
 
 void attend(const Place& place, const In& query, const In& key, const In& value, const Scale& scale, const In& mask, const In& bias,
             const std::string& causal, const Separation& separation, const Out& out, const Out& lse, const Out& largest,
-            const Out& log_sum) {
-  const In scale_array = array_of(scale);
+            const Out& log_sum, const Scale& sink) {
+  const In scale_array = array_of(scale), sink_array = array_of(sink);
   check_cards("attention.attend", place, named("query", query), named("key", key), named("value", value), named("scale", scale_array),
               named("mask", mask), named("bias", bias), named("out", out), named("lse", lse), named("largest", largest),
-              named("log_sum", log_sum));
-  const attention::operands in{input(query), input(key), input(value), input(scale_array), input(mask), input(bias), {}};
+              named("log_sum", log_sum), named("sink", sink_array));
+  const attention::operands in{input(query), input(key),  input(value),     input(scale_array),
+                               input(mask),  input(bias), input(sink_array)};
   const attention::results to{output(out), output(lse), {output(largest), output(log_sum)}};
   nb::gil_scoped_release release;
-  (selects(separation) ? cuda::attend_top_k : cuda::attend)(queue(place), in, scale.first, parameters(causal, separation), to);
+  (selects(separation) ? cuda::attend_top_k : cuda::attend)(queue(place), in, {scale.first, sink.first}, parameters(causal, separation), to);
 }
 
 void attend_backward(const Place& place, const In& query, const In& key, const In& value, const Scale& scale, const In& mask,
                      const In& bias, const std::string& causal, const Separation& separation, const In& largest, const In& log_sum,
                      const In& out, const In& d_out, const Out& d_query, const Out& d_key, const Out& d_value, const Out& d_scale,
-                     const Out& d_bias) {
-  const In scale_array = array_of(scale);
+                     const Out& d_bias, const Scale& sink, const Out& d_sink) {
+  const In scale_array = array_of(scale), sink_array = array_of(sink);
   check_cards("attention.attend", place, named("query", query), named("key", key), named("value", value), named("scale", scale_array),
               named("mask", mask), named("bias", bias), named("largest", largest), named("log_sum", log_sum), named("out", out),
               named("d_out", d_out), named("d_query", d_query), named("d_key", d_key), named("d_value", d_value), named("d_scale", d_scale),
-              named("d_bias", d_bias));
-  const attention::operands in{input(query), input(key), input(value), input(scale_array), input(mask), input(bias), {}};
-  const attention::gradients to{output(d_query), output(d_key), output(d_value), output(d_scale), {}, output(d_bias), {}};
+              named("d_bias", d_bias), named("sink", sink_array), named("d_sink", d_sink));
+  const attention::operands in{input(query), input(key),  input(value),     input(scale_array),
+                               input(mask),  input(bias), input(sink_array)};
+  const attention::gradients to{output(d_query), output(d_key), output(d_value), output(d_scale), {}, output(d_bias), output(d_sink)};
+  const cuda::AttentionNumbers numbers{scale.first, sink.first};
   const attention::saved kept{input(largest), input(log_sum)};
   const ConstArray result = input(out), cotangent = input(d_out);
   nb::gil_scoped_release release;
-  if (selects(separation)) return cuda::attend_top_k_backward(queue(place), in, scale.first, parameters(causal, separation), cotangent, to);
-  cuda::attend_backward(queue(place), in, scale.first, parameters(causal, separation), kept, result, cotangent, to);
+  if (selects(separation)) return cuda::attend_top_k_backward(queue(place), in, numbers, parameters(causal, separation), cotangent, to);
+  cuda::attend_backward(queue(place), in, numbers, parameters(causal, separation), kept, result, cotangent, to);
 }
 
 void sparse_read(const Place& place, const In& query, const In& keys, const In& memory, const In& w3, const In& lengths, const Out& value,
@@ -200,10 +205,12 @@ void bind_recall(nb::module_& m) {
   m.def("retrieve_stored", &retrieve_stored, "place"_a, array("state"_a), array("patterns"_a), optional("values"_a), "memory"_a, "beta"_a,
         "steps"_a, "tol"_a, array("out"_a));
   m.def("attention_attend", &attend, "place"_a, array("query"_a), array("key"_a), array("value"_a), "scale"_a, optional("mask"_a),
-        optional("bias"_a), "causal"_a, "separation"_a, array("out"_a), extra("lse"_a), extra("largest"_a), extra("log_sum"_a));
+        optional("bias"_a), "causal"_a, "separation"_a, array("out"_a), extra("lse"_a), extra("largest"_a), extra("log_sum"_a),
+        "sink"_a = no_sink);
   m.def("attention_attend_backward", &attend_backward, "place"_a, array("query"_a), array("key"_a), array("value"_a), "scale"_a,
         optional("mask"_a), optional("bias"_a), "causal"_a, "separation"_a, array("largest"_a), array("log_sum"_a), array("out"_a),
-        array("d_out"_a), extra("d_query"_a), extra("d_key"_a), extra("d_value"_a), extra("d_scale"_a), extra("d_bias"_a));
+        array("d_out"_a), extra("d_query"_a), extra("d_key"_a), extra("d_value"_a), extra("d_scale"_a), extra("d_bias"_a),
+        "sink"_a = no_sink, extra("d_sink"_a));
   m.def("backtracking_sparse_read", &sparse_read, "place"_a, array("query"_a), array("keys"_a), array("memory"_a), optional("w3"_a),
         optional("lengths"_a), array("value"_a), array("indices"_a), array("weights"_a));
   m.def("backtracking_sparse_read_backward", &sparse_read_backward, "place"_a, array("query"_a), array("keys"_a), array("memory"_a),

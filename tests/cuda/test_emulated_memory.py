@@ -47,6 +47,10 @@ def test_what_is_not_packed_is_kept_in_rows() -> None:
     got = memory.retrieve(OnCard(q), beta=0.7, steps=3)
     wanted = hopfield.retrieve(*wide(q, x), 0.7, steps=3, values=y.astype(np.float64))
     np.testing.assert_allclose(got.array, wanted[0] if isinstance(wanted, tuple) else wanted, atol=1e-5)
+    given = {"beta": 0.7, "tol": 0.3, "steps": 4}
+    got = memory.retrieve(OnCard(q), read="patterns", **given)
+    there = HopfieldMemory.from_patterns(x).retrieve(q, **given)
+    np.testing.assert_allclose(got.array, there, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -63,8 +67,8 @@ def test_what_is_not_packed_is_kept_in_rows() -> None:
             "cues has dtype float32; expected float16, as what is stored",
         ),
         (lambda m, q: m.retrieve(q[:, :3]), ValueError, "cues has shape (2, 3); expected (..., d=64)"),
-        (lambda m, q: m.retrieve(q, steps=None), TypeError, "steps is None; expected a whole number on a CUDA device"),
-        (lambda m, q: m.retrieve(q, tol=1.0), ValueError, "tol is 1.0; expected None"),
+        (lambda m, q: m.retrieve(q, steps=1.5), TypeError, "steps is 1.5; expected a whole number or None"),
+        (lambda m, q: m.retrieve(q, tol=-1), ValueError, "tol is -1.0; expected a number of at least 0"),
         (lambda m, q: m.retrieve(q, read="values"), ValueError, "read is 'values'; this memory can read patterns"),
         (lambda m, q: m.retrieve(q, beta=-1), ValueError, "beta is -1"),
         (lambda m, q: m.add(q, q), ValueError, "this memory has no values; some were given"),
