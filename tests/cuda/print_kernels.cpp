@@ -55,6 +55,8 @@ int main() {
   print<cuda::RecallMoved>();
   print<cuda::RecallRested>();
   print<cuda::CopyNormaliser>();
+  print<cuda::FastWeightRows>();
+  print<cuda::FastWeightDivide>();
   print<cuda::FastWeightNormaliser>();
   print<cuda::FastWeightNormaliserReverse>();
   print<cuda::FastWeightPull>();

@@ -101,6 +101,20 @@ struct FastWeightProblem {
   }
 };
 
+/// Arguments for FastWeightChunk, if it serves the problem once queries and keys are mapped, which then they are; or as they came.
+template <class Device>
+FastWeightArguments mapped_for_chunks(std::string_view op, Device& device, const FastWeightArguments& a) {
+  FastWeightArguments mapped = with_half_rows(a);
+  if (!maps_rows(a) || !on_tensor_cores(device.architecture(), mapped)) return a;
+  const index_t bytes = a.sequences * a.tokens * a.keys * bytes_of(a.query.type);
+  const FastWeightRowsArguments rows{a, device.scratch(bytes), device.scratch(bytes)};
+  mapped.query.data = rows.queries;
+  mapped.key.data = rows.keys;
+  launch<FastWeightRows>(op, device, rows);
+  if (a.normalise != fast_weight::normalisation::none) launch<FastWeightDivide>(op, device, rows);
+  return mapped;
+}
+
 }  // namespace detail
 
 /// One pass over all tokens. out.state may be the very array that was given as the state.
@@ -123,8 +137,9 @@ void fast_weight_forward(std::string_view op, Device& device, const fast_weight:
     arguments.normaliser = static_cast<float*>(device.scratch(arguments.sequences * K * sizeof(float)));
     launch<CopyNormaliser>(op, device, arguments);
   }
-  if (on_tensor_cores(device.architecture(), arguments))
-    return select_chunk(arguments.query.type, arguments.keys, p.rule, [&]<class Kernel>() { launch<Kernel>(op, device, arguments); });
+  const FastWeightArguments chunked = mapped_for_chunks(op, device, arguments);
+  if (on_tensor_cores(device.architecture(), chunked))
+    return select_chunk(chunked.query.type, chunked.keys, p.rule, [&]<class Kernel>() { launch<Kernel>(op, device, chunked); });
   select_scan(arguments.keys, problem.normalised, [&]<class Kernel>() { launch<Kernel>(op, device, arguments); });
 }
 
