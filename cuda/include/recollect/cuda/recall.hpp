@@ -119,12 +119,17 @@ Placed<P> dense_rows(const Fold& fold, P* data, index_t width) {
   return placed;
 }
 
+/// Room for a number of every row.
+template <class Device>
+Operand<void> number_of_rows(Device& device, const Fold& fold, const RecallArguments& a) {
+  return {dense_rows(fold, device.scratch(a.outer * a.rows * static_cast<index_t>(sizeof(float))), 1), dtype::float32};
+}
+
 /// Where the largest score and the logarithm of the sum go when nobody else wants them.
 template <class Device>
 void make_room_for_saved(Device& device, const Fold& fold, RecallArguments& a) {
   for (Operand<void>* saved : {&a.largest, &a.log_sum})
-    if (!saved->given())
-      *saved = {dense_rows(fold, device.scratch(a.outer * a.rows * static_cast<index_t>(sizeof(float))), 1), dtype::float32};
+    if (!saved->given()) *saved = number_of_rows(device, fold, a);
 }
 
 struct AttentionProblem {
@@ -211,6 +216,16 @@ inline RetrievalProblem retrieval_problem(std::string_view op, const hopfield::o
   return p;
 }
 
+inline void check_told(const RetrievalProblem& p, const hopfield::operands& in, const hopfield::results& out) {
+  constexpr std::string_view op = retrieve_op;
+  const index_t n = p.shapes.extent('n');
+  check_output(op, "out", out.state, in.state.type, p.shapes, {n, p.arguments.value_width});
+  check_output(op, "energy", out.energy, dtype::float32, p.shapes, {n});
+  check_output(op, "lse", out.lse, dtype::float32, p.shapes, {n});
+  check_output(op, "steps", out.steps, dtype::int64, p.shapes, {n});
+  check_output(op, "converged", out.converged, dtype::boolean, p.shapes, {n});
+}
+
 /// Steps that are kept are kept all; `whole`: they have to be.
 inline void check_kept(const RetrievalProblem& p, const hopfield::operands& in, const hopfield::parameters& how,
                        std::span<const RetrievalStep> kept, bool whole) {
@@ -264,6 +279,17 @@ class Visited {
   void* states_[2] = {};
 };
 
+/// What is told of rows that move. `ends`: an update of at most tol ends a row; otherwise it only counts as converged.
+template <class Device>
+MovedArguments moved_arguments(Device& device, const RetrievalProblem& p, double tol, const hopfield::results& out, bool ends) {
+  MovedArguments moved;
+  moved.steps = output(p.fold, out.steps, p.shapes.batch_rank());
+  moved.converged = output(p.fold, out.converged, p.shapes.batch_rank());
+  moved.tol = tol >= 0 ? tol : hopfield::default_tolerance(dtype::float32);
+  if (ends) moved.resting = static_cast<bool*>(device.scratch(p.arguments.outer * p.arguments.rows));
+  return moved;
+}
+
 }  // namespace detail
 
 /// `steps` softmaxes, in one launch or one after the other; states between them are of the state's type. With `tol` all are launched too,
@@ -276,12 +302,7 @@ void retrieve(Device& device, const hopfield::operands& in, double beta, const h
   constexpr std::string_view op = retrieve_op;
   const ConstArray list[] = {in.state, in.patterns, in.values, in.beta, in.mask};
   const RetrievalProblem p = retrieval_problem(op, in, beta, how, hopfield::operand_shapes, list);
-  const index_t n = p.shapes.extent('n');
-  check_output(op, "out", out.state, in.state.type, p.shapes, {n, p.arguments.value_width});
-  check_output(op, "energy", out.energy, dtype::float32, p.shapes, {n});
-  check_output(op, "lse", out.lse, dtype::float32, p.shapes, {n});
-  check_output(op, "steps", out.steps, dtype::int64, p.shapes, {n});
-  check_output(op, "converged", out.converged, dtype::boolean, p.shapes, {n});
+  check_told(p, in, out);
   check_kept(p, in, how, kept, false);
   const int batch = p.shapes.batch_rank();
   const auto place = [&](const Array& array) { return output(p.fold, array, batch); };
@@ -305,18 +326,18 @@ void retrieve(Device& device, const hopfield::operands& in, double beta, const h
     update.largest = read.largest;
     update.log_sum = read.log_sum;
   }
-  MovedArguments moved;
-  moved.steps = place(out.steps);
-  moved.converged = place(out.converged);
-  moved.tol = how.tol >= 0 ? how.tol : hopfield::default_tolerance(dtype::float32);
-  if (ends) moved.resting = static_cast<bool*>(device.scratch(p.arguments.outer * p.arguments.rows));
+  MovedArguments moved = moved_arguments(device, p, how.tol, out, ends);
+  read.lse = place(out.lse);
+  if (ends && updates == how.steps && out.lse.given()) {
+    moved.lse = read.lse;
+    update.lse = read.lse = number_of_rows(device, p.fold, p.arguments);
+  }
   for (index_t step = 0; step < launches; ++step) {
     const bool last = step + 1 == launches, moves = step < updates, tells = last || (ends && updates == how.steps);
     RecallArguments& a = last ? read : update;
     a.query = visited.before(step);
     a.out = last ? place(out.state) : visited.after(step);
     a.resting = moves && step > 0 ? moved.resting : nullptr;
-    if (tells) a.lse = place(out.lse);
     if (!kept.empty()) {
       a.largest = place(kept[step].saved.largest);
       a.log_sum = place(kept[step].saved.log_sum);

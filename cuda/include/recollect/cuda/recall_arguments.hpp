@@ -54,7 +54,7 @@ struct RecallArguments {
   Operand<void> out, lse, largest, log_sum;
   /// Of every split, outer entry and row: the sums before they are divided, and (largest, sum).
   float *partial_sums = nullptr, *partial_states = nullptr;
-  /// (outer, rows): rows that have come to rest, whose results stay as they are; blocks of such rows leave. Null: none has.
+  /// (outer, rows): rows that have come to rest. Blocks of such rows leave; what a row gets among others is taken back (recall_moved.hpp).
   const bool* resting = nullptr;
 
   constexpr bool shared() const { return !value.given(); }

@@ -11,7 +11,6 @@ namespace recollect::cuda {
 
 /// What one row comes to: written by the thread whose x is 0.
 constexpr void write_row_results(const RecallArguments& a, index_t o, index_t r, const math::OnlineSoftmax<float>& state) {
-  if (a.rests(o, r)) return;
   const auto [lse, largest, log_sum, scale] = a.offsets(o, r, a.lse, a.largest, a.log_sum, a.scale);
   const double over = a.lse_over_scale ? a.scale_at(scale) : 1.0f;
   if (a.lse.given()) write(a.lse.at.data, a.lse.type, lse, static_cast<float>(state.log_sum() * ln_2 / over));

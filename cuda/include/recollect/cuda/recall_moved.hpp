@@ -11,6 +11,7 @@ struct MovedArguments {
   RecallArguments recall;      // rows that were at rest before the update take back what it did
   Operand<const void> before;  // not given where no step moved the state: then nothing has come to rest
   Operand<void> after, steps, converged;
+  Operand<void> lse;        // gets that of the update, recall.lse, where the row was not at rest
   bool* resting = nullptr;  // (outer, rows): gets those that are at rest from now on, if an update of at most tol ends a row
   index_t taken = 0;
   double tol = 0;
@@ -46,6 +47,10 @@ struct RecallMoved : WarpRows {
     sum = sum_of_lanes<warp_size>(thread, sum);
     if (lane != 0) return;
     if (rests) return mark(a, o, r);
+    if (arguments.lse.given()) {
+      const auto [from, to] = a.offsets(o, r, a.lse, arguments.lse);
+      write(arguments.lse.at.data, arguments.lse.type, to, read(a.lse.at.data, a.lse.type, from));
+    }
     const double moved = std::sqrt(sum);
     if (arguments.steps.given()) static_cast<index_t*>(arguments.steps.at.data)[steps] = arguments.taken;
     if (arguments.converged.given())
