@@ -216,7 +216,7 @@ def retrieve(
     -----
     O(steps n N (d + e)) time and O(block) memory beyond inputs and outputs. A row's result depends on no other row, and on no number
     of threads, to the last bit. Any strides are read in place; only types are converted. Eq. 3 of Ramsauer et al. 2020.
-    On a CUDA device states between steps have the type of `state`.
+    On a CUDA device states between steps have the type of `state`, and all steps are queued, whatever comes to rest.
 
     In `recollect.vjp` the gradient of a number of steps goes back through each, with O(steps n d) memory. With ``steps=None`` it is that
     of the fixed point itself, solved for there with O(n d) memory (Bai et al. 2019, https://arxiv.org/abs/1909.01377): zero for `state`,

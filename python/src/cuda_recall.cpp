@@ -32,17 +32,17 @@ attention::parameters parameters(const std::string& causal_name, const Separatio
 }
 
 void attend(const Place& place, const In& query, const In& key, const In& value, const Scale& scale, const In& mask, const In& bias,
-            const std::string& causal, const Separation& separation, const Out& out, const Out& lse, const Out& largest,
-            const Out& log_sum, const Scale& sink) {
+            const std::string& causal, const Separation& separation, const Out& out, const Out& lse, const Out& largest, const Out& log_sum,
+            const Scale& sink) {
   const In scale_array = array_of(scale), sink_array = array_of(sink);
   check_cards("attention.attend", place, named("query", query), named("key", key), named("value", value), named("scale", scale_array),
               named("mask", mask), named("bias", bias), named("out", out), named("lse", lse), named("largest", largest),
               named("log_sum", log_sum), named("sink", sink_array));
-  const attention::operands in{input(query), input(key),  input(value),     input(scale_array),
-                               input(mask),  input(bias), input(sink_array)};
+  const attention::operands in{input(query), input(key), input(value), input(scale_array), input(mask), input(bias), input(sink_array)};
   const attention::results to{output(out), output(lse), {output(largest), output(log_sum)}};
   nb::gil_scoped_release release;
-  (selects(separation) ? cuda::attend_top_k : cuda::attend)(queue(place), in, {scale.first, sink.first}, parameters(causal, separation), to);
+  (selects(separation) ? cuda::attend_top_k : cuda::attend)(queue(place), in, {scale.first, sink.first}, parameters(causal, separation),
+                                                            to);
 }
 
 void attend_backward(const Place& place, const In& query, const In& key, const In& value, const Scale& scale, const In& mask,
@@ -54,8 +54,7 @@ void attend_backward(const Place& place, const In& query, const In& key, const I
               named("mask", mask), named("bias", bias), named("largest", largest), named("log_sum", log_sum), named("out", out),
               named("d_out", d_out), named("d_query", d_query), named("d_key", d_key), named("d_value", d_value), named("d_scale", d_scale),
               named("d_bias", d_bias), named("sink", sink_array), named("d_sink", d_sink));
-  const attention::operands in{input(query), input(key),  input(value),     input(scale_array),
-                               input(mask),  input(bias), input(sink_array)};
+  const attention::operands in{input(query), input(key), input(value), input(scale_array), input(mask), input(bias), input(sink_array)};
   const attention::gradients to{output(d_query), output(d_key), output(d_value), output(d_scale), {}, output(d_bias), output(d_sink)};
   const cuda::AttentionNumbers numbers{scale.first, sink.first};
   const attention::saved kept{input(largest), input(log_sum)};

@@ -85,7 +85,6 @@ struct FastWeightDivide {
         }
       thread.barrier();
       for (int t = k / warp_size; t < count; t += warps) divide(thread, arguments, arguments.place(h, first + t), shared.z + t * threads);
-      thread.barrier();
     }
     if (a.out_state.given() && k < a.keys)
       write(a.out_state.data, a.out_state.type, a.offset(a.out_state, h) + k * a.out_state.time + a.values * a.out_state.inner, z);

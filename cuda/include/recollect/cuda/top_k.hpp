@@ -84,8 +84,8 @@ void attend_top_k_backward(Device& device, const attention::operands& in, const 
   using namespace detail;
   constexpr std::string_view op = attend_op;
   check_given(op, "d_out", d_out);
-  if (d_in.bias.given() || d_in.sink.given())
-    fail(status::value, op, ": a device has gradients of query, key, value and scale alone with top_k so far");
+  for (const auto& [argument, array] : {std::pair{"d_bias", d_in.bias}, std::pair{"d_sink", d_in.sink}})
+    if (array.given()) fail(status::value, op, ": ", argument, " is given beside top_k; expected none on a device so far");
   check_gradient(op, "d_query", d_in.query, in.query, in.query.type);
   check_gradient(op, "d_key", d_in.key, in.key, in.key.type);
   check_gradient(op, "d_value", d_in.value, in.value, in.value.type);
