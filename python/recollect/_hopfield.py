@@ -244,8 +244,7 @@ def retrieve(
             "out": out,
             "return_info": return_info,
         }
-        only = {"separation": (separation, "softmax")}
-        retrieved = _device_ops.retrieve(op, state, patterns, **options, **only)
+        retrieved = _device_ops.retrieve(op, state, patterns, **options, separation=(separation, "softmax"))
         return Retrieval(*retrieved) if return_info else retrieved[0]
     _device.refuse_stream(op, stream)
     ops = operands(op, state, patterns, values, beta, mask)

@@ -57,7 +57,7 @@ struct FastWeightRows : WarpRows {
 /// has a channel of z through some tokens, and then a warp the queries of some of these.
 struct FastWeightDivide {
   using Arguments = FastWeightRowsArguments;
-  static constexpr int threads = 128, warps = threads / warp_size, chunk = 32;
+  static constexpr int threads = 128, warps = threads / warp_size, chunk = 32, ahead = 8;
   static constexpr const char* name = "fast_weight_divide";
 
   struct Shared {
@@ -78,11 +78,8 @@ struct FastWeightDivide {
       const int count = a.tokens - first < chunk ? static_cast<int>(a.tokens - first) : chunk;
       if (k < count) shared.decay[k] = decay_of(a, decay + (first + k) * a.decay.time);
       thread.barrier();
-      if (k < a.keys)
-        for (int t = 0; t < count; ++t) {
-          z = std::fma(shared.decay[t], z, read(arguments.keys, arguments.type(), arguments.place(h, first + t) + k));
-          shared.z[t * threads + k] = z;
-        }
+      for (int t = 0; k < a.keys && t < count; t += ahead)
+        add_keys(arguments, shared.decay + t, arguments.place(h, first + t) + k, count - t, z, shared.z + t * threads + k);
       thread.barrier();
       for (int t = k / warp_size; t < count; t += warps) divide(thread, arguments, arguments.place(h, first + t), shared.z + t * threads);
     }
@@ -95,6 +92,19 @@ struct FastWeightDivide {
     if (!a.decay.given()) return 1;
     const float number = read(a.decay.data, a.decay.type, place);
     return a.log_decay ? std::exp(number) : number;
+  }
+
+  /// Some keys' numbers of a channel, which are all on their way before the first is added.
+  static constexpr void add_keys(const Arguments& arguments, const float* decay, index_t place, int count, float& z, float* to) {
+    float numbers[ahead];
+#pragma unroll
+    for (int i = 0; i < ahead; ++i) numbers[i] = i < count ? read(arguments.keys, arguments.type(), place + i * arguments.from.keys) : 0.0f;
+#pragma unroll
+    for (int i = 0; i < ahead; ++i) {
+      if (i >= count) break;
+      z = std::fma(decay[i], z, numbers[i]);
+      to[i * threads] = z;
+    }
   }
 
   /// One query, by a warp.
