@@ -25,6 +25,7 @@
 ///
 ///     template <class Kernel> void launch(index_t blocks, index_t shared_bytes, const Kernel::Arguments& arguments)
 ///     void* scratch(index_t bytes)      memory of the device, aligned to 256 bytes, for the launches that follow
+///     taken(), give_back(taken)         how much of that there is; what was taken since is free again, behind the launches so far
 ///     int architecture()                90 for compute capability 9.0, 86 for 8.6; 0 for portable kernels alone
 ///
 /// stream.cuh is the real one.

@@ -86,12 +86,12 @@ Bank bank(std::string_view op, Device& device, const RecallArguments& a) {
   return to;
 }
 
-/// One softmax of all rows, or `steps` of them in one launch. Scratch stays in `a`, for the next softmax alike.
+/// One softmax of all rows, or `steps` of them in one launch.
 template <class Device>
-void forward(std::string_view op, Device& device, RecallArguments& a, const Bank& from, index_t steps = 1) {
+void forward(std::string_view op, Device& device, RecallArguments a, const Bank& from, index_t steps = 1) {
   const auto run = [&]<class Kernel>() {
     a.splits = Kernel::splits(a);
-    if (a.splits > 1 && !a.partial_sums) {
+    if (a.splits > 1) {
       a.partial_sums = static_cast<float*>(device.scratch(a.splits * a.outer * a.rows * a.value_width * sizeof(float)));
       a.partial_states = static_cast<float*>(device.scratch(a.splits * a.outer * a.rows * 2 * sizeof(float)));
     }
@@ -342,7 +342,9 @@ void retrieve(Device& device, const hopfield::operands& in, double beta, const h
       a.largest = place(kept[step].saved.largest);
       a.log_sum = place(kept[step].saved.log_sum);
     }
+    const auto taken = device.taken();
     forward(op, device, a, from, at_once ? how.steps : 1);
+    device.give_back(taken);  // a thousand steps need no more than one
     if (tells && out.energy.given()) {
       energies.recall = a;
       launch<RecallEnergy>(op, device, energies);
