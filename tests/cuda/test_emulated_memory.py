@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from recollect.hopfield import HopfieldMemory
+from recollect.hopfield import HopfieldMemory, retrieve
 
 from tests.cuda.test_emulated_module import OnCard, card, draw, module
 from tests.reference import attention, hopfield
@@ -36,6 +36,9 @@ def test_patterns_are_packed_once_and_added_to() -> None:
     out = OnCard(np.full((64,), np.nan, np.float16))
     assert memory.retrieve(OnCard(q[0, 0]), read="patterns", beta=0.1, out=out) is out
     np.testing.assert_allclose(out.array, attention.attend(*wide(q[0, :1], x, x), scale=0.1).out[0], atol=2e-3)
+    given: dict[str, Any] = {"beta": 0.3, "steps": 4, "tol": 0.5}
+    got = memory.retrieve(OnCard(q), read="patterns", **given)
+    np.testing.assert_array_equal(got.array, retrieve(OnCard(q), OnCard(x), **given).array)
 
 
 def test_what_is_not_packed_is_kept_in_rows() -> None:

@@ -58,8 +58,7 @@ struct FastWeightProblem {
         type((in.query.given() ? in.query : in.key).type) {
     const int map = map_number(feature_maps{}, feature_map);
     if (map < 0)
-      fail(status::value, op, ": feature_map is '", feature_map,
-           "'; expected one that acts on each number alone, as a device has no others yet");
+      fail(status::value, op, ": feature_map is '", feature_map, "'; expected one of ", map_names(feature_maps{}), " on a device so far");
     const index_t K = shapes.extent('d'), V = in.value.given() ? shapes.extent('V') : shapes.extent('W') - normalised;
     check_widths(op, in, K, V);
     for (int axis = 0; axis < shapes.batch_rank(); ++axis) arguments.batch.add(shapes.batch_extent(axis));
@@ -128,7 +127,7 @@ void fast_weight_forward(std::string_view op, Device& device, const fast_weight:
   const index_t K = arguments.keys, V = arguments.values;
   if (out.out.given()) check_given(op, "query", in.query);
   if (out.saved.written.given() || out.saved.checkpoints.given())
-    fail(status::value, op, ": a device saves nothing for gradients, which take the operands alone");
+    fail(status::value, op, ": written or checkpoints are given; expected none, as gradients on a device take the operands alone");
   check_output(op, "out", out.out, problem.type, shapes, {arguments.tokens, V});
   check_output(op, "state", out.state, dtype::float32, shapes, {K, V + problem.normalised});
   arguments.out = token_rows(shapes, out.out);
