@@ -7,10 +7,10 @@
 
 namespace recollect::cuda {
 
-void attend(const Queue& queue, const attention::operands& in, double scale, const attention::parameters& how,
+void attend(const Queue& queue, const attention::operands& in, const AttentionNumbers& numbers, const attention::parameters& how,
             const attention::results& out) {
   Stream stream(queue.card, static_cast<cudaStream_t>(queue.stream));
-  attend(stream, in, scale, how, out);
+  attend(stream, in, numbers, how, out);
 }
 
 void retrieve(const Queue& queue, const hopfield::operands& in, double beta, const hopfield::parameters& how, const hopfield::results& out,
@@ -36,10 +36,10 @@ void retrieve_stored(const Queue& queue, const hopfield::operands& in, double be
   retrieve_stored(stream, in, beta, patterns, width, packed, how, out);
 }
 
-void attend_backward(const Queue& queue, const attention::operands& in, double scale, const attention::parameters& how,
+void attend_backward(const Queue& queue, const attention::operands& in, const AttentionNumbers& numbers, const attention::parameters& how,
                      const attention::saved& kept, const ConstArray& out, const ConstArray& d_out, const attention::gradients& d_in) {
   Stream stream(queue.card, static_cast<cudaStream_t>(queue.stream));
-  attend_backward(stream, in, scale, how, kept, out, d_out, d_in);
+  attend_backward(stream, in, numbers, how, kept, out, d_out, d_in);
 }
 
 void retrieve_backward(const Queue& queue, const hopfield::operands& in, double beta, const hopfield::parameters& how,

@@ -133,8 +133,8 @@ def attend(
     op = "attention.attend"
     if _device.found(query, key, value):
         options: dict[str, Any] = {"scale": scale, "causal": causal, "mask": mask, "bias": bias, "stream": stream}
-        rest = only_on_cpu(sink, score) | {"separation": separation, "top_k": top_k}
-        read_out, lse = attend_on_device(op, query, key, value, **options, return_lse=return_lse, out=out, **rest)
+        options |= {"sink": sink, "separation": separation, "top_k": top_k, "score": (score, "dot")}
+        read_out, lse = attend_on_device(op, query, key, value, **options, return_lse=return_lse, out=out)
         return Attention(read_out, lse) if return_lse else read_out
     _device.refuse_stream(op, stream)
     given = operands(op, query, key, value, scale, causal, mask, bias, sink, score)
@@ -147,11 +147,6 @@ def attend(
     name, parameter = separated(op, separation, top_k, ops)
     read(op, ops, name, parameter, result.reshape(full), **told)
     return Attention(result, told["lse"].reshape(ungrouped(shape, heads, 1))) if told else result
-
-
-def only_on_cpu(sink: Any, score: Any) -> dict[str, tuple[Any, Any]]:
-    """Arguments with the only values that a device knows."""
-    return {"sink": (sink, None), "score": (score, "dot")}
 
 
 def read(op: str, ops: Operands, name: str, parameter: float, out: NDArray[Any], **told: Any) -> None:

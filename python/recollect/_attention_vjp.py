@@ -43,8 +43,8 @@ def attend(
         raise ValueError(f"{op}: out is given; expected None in vjp, which keeps what it computes")
     if _device.found(query, key, value):
         options: dict[str, Any] = {"scale": scale, "causal": causal, "mask": mask, "bias": bias, "stream": stream}
-        rest = _attention.only_on_cpu(sink, score) | {"separation": separation, "top_k": top_k}
-        return attend_on_device(op, query, key, value, **options, **rest)
+        options |= {"sink": sink, "separation": separation, "top_k": top_k, "score": (score, "dot")}
+        return attend_on_device(op, query, key, value, **options)
     _device.refuse_stream(op, stream)
     given = attention.operands(op, query, key, value, scale, causal, mask, bias, sink, score)
     compared, back = attention.compare(op, given)

@@ -9,9 +9,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from . import _array
 from ._device import Call, type_name
 from ._device_ops import unsupported
+from ._hopfield import step_rule
 from ._memory import HopfieldMemory
 
 __all__ = ["DeviceMemory"]
@@ -174,13 +174,13 @@ class DeviceMemory(HopfieldMemory):
         out: Any = None,
     ) -> Any:
         who = "HopfieldMemory.retrieve"
-        unsupported(who, tol=(tol, None), return_info=(return_info, False))
+        unsupported(who, return_info=(return_info, False))
         patterns, values, count = self._held
         if read not in (None, "patterns", "values") or (read == "values" and values is None):
             have = "patterns" if values is None else "patterns or values"
             raise ValueError(f"{who}: read is {read!r}; this memory can read {have}")
         call = Call(who, stream, {"cues": cues}, card=self.card)
-        times = _array.whole(who, "steps", steps, 1, expected="at least 1", kind="a whole number on a CUDA device")
+        rule = step_rule(who, steps, tol, self.dtype)
         number = self._given_beta(beta, "retrieve")
         if not count:
             raise ValueError(f"{who}: the memory is empty; add patterns first")
@@ -198,7 +198,7 @@ class DeviceMemory(HopfieldMemory):
             None if readout is None else call.capsule(readout.lines),
             (count, patterns.width, patterns.packed),
             number,
-            times,
+            *rule,
             call.capsule(to),
         )
         return result

@@ -46,6 +46,7 @@ class Reading:
         causal: Any,
         mask: Any,
         bias: Any,
+        sink: Any,
         separation: Any,
         top_k: Any,
         stream: Any,
@@ -60,8 +61,9 @@ class Reading:
             raise ValueError(f"{op}: causal is {causal!r}; expected False, True or 'top-left'")
         rule = "none" if causal is False else "top-left" if causal == "top-left" else "bottom-right"
         factor = scale if holds(scale) else np.array(1.0)  # for its leading axes alone
-        operands = Operands(query, key, value, factor, mask, bias, None, rule, np.dtype(np.float32))
-        self.scale = scale
+        drain = sink if holds(sink) else None
+        operands = Operands(query, key, value, factor, mask, bias, drain, rule, np.dtype(np.float32))
+        self.scale, self.sink = scale, sink
         self.ops, self.heads = grouped(op, operands)
         name, parameter = separated(op, separation, top_k, self.ops)
         self.separation = name if name == "softmax" else (name, parameter)
@@ -80,9 +82,16 @@ class Reading:
         masks = map(call.capsule, (ops.mask, ops.bias))
         return (call.place, *arrays, (number, own), *masks, ops.causal, self.separation)
 
+    def sinks(self) -> dict[str, Any]:
+        """The sink, if there is one, as the module takes it: by name."""
+        if self.sink is None:
+            return {}
+        number, own = self.call.scale("sink", self.sink, 0.0)
+        return {"sink": (number, None if own is None else self.call.capsule(self.ops.sink))}
+
     def run(self, out: Any, lse: Any = None, **kept: Any) -> None:
         told = map(self.call.capsule, (out.reshape(self.full), lse))
-        saved = {name: self.call.capsule(array) for name, array in kept.items()}
+        saved = {name: self.call.capsule(array) for name, array in kept.items()} | self.sinks()
         self.call.module.attention_attend(*self.arguments(), *told, **saved)
 
 
@@ -151,10 +160,12 @@ def energy(op: str, state: Any, patterns: Any, **given: Any) -> Any:
 
 
 class Retrieval:
-    """A number of steps of `hopfield.retrieve`."""
+    """`hopfield.retrieve` of `steps` steps at most; `tol`, if it is not negative, ends a row."""
 
-    def __init__(self, op: str, state: Any, patterns: Any, *, values: Any, steps: Any, **given: Any) -> None:
-        self.steps = _array.whole(op, "steps", steps, 1, expected="at least 1", kind="a whole number on a CUDA device")
+    def __init__(
+        self, op: str, state: Any, patterns: Any, *, values: Any, steps: int, tol: float, **given: Any
+    ) -> None:
+        self.steps, self.tol = steps, tol
         self.look = Look(op, state, patterns, values=values, **given)
         self.call, self.shape, self.values = self.look.call, self.look.shape, values
         self.outside = (*self.shape, width_of(patterns if values is None else values))
@@ -164,7 +175,8 @@ class Retrieval:
 
     def run(self, out: Any, kept: Any = (), **told: Any) -> None:
         told = {name: self.call.capsule(array) for name, array in told.items()}
-        self.call.module.hopfield_retrieve(*self.arguments(), self.steps, self.call.capsule(out), list(kept), **told)
+        rule = (self.steps, self.tol)
+        self.call.module.hopfield_retrieve(*self.arguments(), *rule, self.call.capsule(out), list(kept), **told)
 
 
 def retrieve(op: str, state: Any, patterns: Any, *, out: Any, return_info: bool, **given: Any) -> tuple[Any, ...]:

@@ -14,13 +14,14 @@ __all__ = ["attend", "energy", "retrieve"]
 
 
 class Gradients:
-    """Room for the gradients of what was given, by name: of each operand's shape and type, a scale's in float32."""
+    """Room for the gradients of what was given, by name: of each operand's shape and type. `numbers` are those that may be numbers,
+    with gradients in float32."""
 
-    def __init__(self, call: Call, wanted: dict[str, Any], scale: str | None, value: Any) -> None:
+    def __init__(self, call: Call, wanted: dict[str, Any], *numbers: str) -> None:
         self.arrays: dict[str, Any] = {}
         for name, array in wanted.items():
-            if name == scale:
-                self.arrays[name] = call.empty(tuple(value.shape) if holds(value) else (), "float32")
+            if name in numbers and array is not None:
+                self.arrays[name] = call.empty(tuple(array.shape) if holds(array) else (), "float32")
             elif array is not None:
                 self.arrays[name] = call.empty(tuple(array.shape), type_name(array))
 
@@ -41,12 +42,13 @@ def cotangent(call: Call, value: Any, shape: tuple[int, ...], dtype: str) -> Any
 
 
 def attend(
-    op: str, query: Any, key: Any, value: Any, *, scale: Any, bias: Any, **given: Any
+    op: str, query: Any, key: Any, value: Any, *, scale: Any, bias: Any, sink: Any, **given: Any
 ) -> tuple[Any, Callable[[Any], Any]]:
     """The pullback of `attention.attend`."""
-    read = device.Reading(op, query, key, value, scale=scale, bias=bias, **given)
-    if bias is not None and read.separation != "softmax":
-        raise ValueError(f"{op}: bias is given beside top_k; expected None in vjp on a CUDA device so far")
+    read = device.Reading(op, query, key, value, scale=scale, bias=bias, sink=sink, **given)
+    for name, array in (("bias", bias), ("sink", sink)):
+        if array is not None and read.separation != "softmax":
+            raise ValueError(f"{op}: {name} is given beside top_k; expected None in vjp on a CUDA device so far")
     call, ops = read.call, read.ops
     out = call.empty(read.outside, type_name(query))
     kept = {name: call.empty(read.shape, "float32") for name in ("largest", "log_sum")}
@@ -54,16 +56,16 @@ def attend(
 
     def pullback(d_out: Any) -> Any:
         d = cotangent(call, d_out, read.outside, type_name(query))
-        wanted = {"query": query, "key": key, "value": value} | ({} if scale is None else {"scale": scale})
-        to = Gradients(call, wanted | {"bias": bias}, "scale", scale)
-        grouped = ("query", "key", "value", "scale", "bias") if holds(scale) else ("query", "key", "value", "bias")
-        inside = {name: tuple(getattr(ops, name).shape) for name in grouped if name in to.arrays}
+        wanted = {"query": query, "key": key, "value": value, "scale": scale, "bias": bias, "sink": sink}
+        to = Gradients(call, wanted, "scale", "sink")
+        inside = {name: tuple(getattr(ops, name).shape) for name in to.arrays if holds(wanted[name])}
         call.module.attention_attend_backward(
             *read.arguments(),
             *map(call.capsule, kept.values()),
             call.capsule(out.reshape(read.full)),
             call.capsule(d.reshape(read.full)),
             **to.capsules(call, **inside),
+            **read.sinks(),
         )
         return to.named("AttendGradients")
 
@@ -93,9 +95,9 @@ def retrieve(op: str, state: Any, patterns: Any, *, beta: Any, **given: Any) -> 
     def pullback(d_out: Any) -> Any:
         d = cotangent(call, d_out, read.outside, dtype)
         wanted = {"state": state, "patterns": patterns, "beta": beta, "values": read.values}
-        to = Gradients(call, wanted, "beta", beta)
+        to = Gradients(call, wanted, "beta")
         call.module.hopfield_retrieve_backward(
-            *read.arguments(), read.steps, kept(), call.capsule(out), call.capsule(d), **to.capsules(call)
+            *read.arguments(), read.steps, read.tol, kept(), call.capsule(out), call.capsule(d), **to.capsules(call)
         )
         return to.named("RetrieveGradients")
 
@@ -112,7 +114,7 @@ def energy(op: str, state: Any, patterns: Any, *, beta: Any, **given: Any) -> tu
 
     def pullback(d_out: Any) -> Any:
         d = cotangent(call, d_out, look.shape, "float32")
-        to = Gradients(call, {"state": state, "patterns": patterns, "beta": beta}, "beta", beta)
+        to = Gradients(call, {"state": state, "patterns": patterns, "beta": beta}, "beta")
         call.module.hopfield_energy_backward(
             *look.arguments(), *map(call.capsule, kept), call.capsule(d), **to.capsules(call)
         )

@@ -216,7 +216,7 @@ def retrieve(
     -----
     O(steps n N (d + e)) time and O(block) memory beyond inputs and outputs. A row's result depends on no other row, and on no number
     of threads, to the last bit. Any strides are read in place; only types are converted. Eq. 3 of Ramsauer et al. 2020.
-    On a CUDA device states between steps have the type of `state`.
+    On a CUDA device states between steps have the type of `state`, and all steps are queued, whatever comes to rest.
 
     In `recollect.vjp` the gradient of a number of steps goes back through each, with O(steps n d) memory. With ``steps=None`` it is that
     of the fixed point itself, solved for there with O(n d) memory (Bai et al. 2019, https://arxiv.org/abs/1909.01377): zero for `state`,
@@ -233,17 +233,18 @@ def retrieve(
     """
     op = "hopfield.retrieve"
     if _device.found(state, patterns, values):
+        count, tolerance = step_rule(op, steps, tol, np.dtype(np.float32))
         options: dict[str, Any] = {
             "beta": beta,
             "values": values,
-            "steps": steps,
+            "steps": count,
+            "tol": tolerance,
             "mask": mask,
             "stream": stream,
             "out": out,
             "return_info": return_info,
         }
-        rest: dict[str, Any] = {"separation": (separation, "softmax"), "tol": (tol, None)}
-        retrieved = _device_ops.retrieve(op, state, patterns, **options, **rest)
+        retrieved = _device_ops.retrieve(op, state, patterns, **options, separation=(separation, "softmax"))
         return Retrieval(*retrieved) if return_info else retrieved[0]
     _device.refuse_stream(op, stream)
     ops = operands(op, state, patterns, values, beta, mask)

@@ -134,8 +134,12 @@ def retrieve(
     if out is not None:
         raise ValueError(f"{op}: out is given; expected None in vjp, which keeps what it computes")
     if _device.found(state, patterns, values):
-        options: dict[str, Any] = {"beta": beta, "values": values, "steps": steps, "mask": mask, "stream": stream}
-        only = {"separation": (separation, "softmax"), "tol": (tol, None)}
+        if steps is None:
+            raise ValueError(f"{op}: steps is None; expected a whole number in vjp on a CUDA device so far")
+        count, tolerance = hopfield.step_rule(op, steps, tol, np.dtype(np.float32))
+        options: dict[str, Any] = {"beta": beta, "values": values, "mask": mask, "stream": stream}
+        options |= {"steps": count, "tol": tolerance}
+        only = {"separation": (separation, "softmax")}
         return _device_vjp.retrieve(op, state, patterns, **options, **only)
     _device.refuse_stream(op, stream)
     ops = hopfield.operands(op, state, patterns, values, beta, mask)

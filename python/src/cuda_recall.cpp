@@ -21,6 +21,8 @@ choice choice_of(const Separation& separation) {
   return {std::string_view(name), number};
 }
 
+const Scale no_sink{-std::numeric_limits<double>::infinity(), {}};
+
 bool selects(const Separation& separation) { return choice_of(separation).name == "top_k_softmax"; }
 
 attention::parameters parameters(const std::string& causal_name, const Separation& separation) {
@@ -30,34 +32,36 @@ attention::parameters parameters(const std::string& causal_name, const Separatio
 }
 
 void attend(const Place& place, const In& query, const In& key, const In& value, const Scale& scale, const In& mask, const In& bias,
-            const std::string& causal, const Separation& separation, const Out& out, const Out& lse, const Out& largest,
-            const Out& log_sum) {
-  const In scale_array = array_of(scale);
+            const std::string& causal, const Separation& separation, const Out& out, const Out& lse, const Out& largest, const Out& log_sum,
+            const Scale& sink) {
+  const In scale_array = array_of(scale), sink_array = array_of(sink);
   check_cards("attention.attend", place, named("query", query), named("key", key), named("value", value), named("scale", scale_array),
               named("mask", mask), named("bias", bias), named("out", out), named("lse", lse), named("largest", largest),
-              named("log_sum", log_sum));
-  const attention::operands in{input(query), input(key), input(value), input(scale_array), input(mask), input(bias), {}};
+              named("log_sum", log_sum), named("sink", sink_array));
+  const attention::operands in{input(query), input(key), input(value), input(scale_array), input(mask), input(bias), input(sink_array)};
   const attention::results to{output(out), output(lse), {output(largest), output(log_sum)}};
   nb::gil_scoped_release release;
-  (selects(separation) ? cuda::attend_top_k : cuda::attend)(queue(place), in, scale.first, parameters(causal, separation), to);
+  (selects(separation) ? cuda::attend_top_k : cuda::attend)(queue(place), in, {scale.first, sink.first}, parameters(causal, separation),
+                                                            to);
 }
 
 void attend_backward(const Place& place, const In& query, const In& key, const In& value, const Scale& scale, const In& mask,
                      const In& bias, const std::string& causal, const Separation& separation, const In& largest, const In& log_sum,
                      const In& out, const In& d_out, const Out& d_query, const Out& d_key, const Out& d_value, const Out& d_scale,
-                     const Out& d_bias) {
-  const In scale_array = array_of(scale);
+                     const Out& d_bias, const Scale& sink, const Out& d_sink) {
+  const In scale_array = array_of(scale), sink_array = array_of(sink);
   check_cards("attention.attend", place, named("query", query), named("key", key), named("value", value), named("scale", scale_array),
               named("mask", mask), named("bias", bias), named("largest", largest), named("log_sum", log_sum), named("out", out),
               named("d_out", d_out), named("d_query", d_query), named("d_key", d_key), named("d_value", d_value), named("d_scale", d_scale),
-              named("d_bias", d_bias));
-  const attention::operands in{input(query), input(key), input(value), input(scale_array), input(mask), input(bias), {}};
-  const attention::gradients to{output(d_query), output(d_key), output(d_value), output(d_scale), {}, output(d_bias), {}};
+              named("d_bias", d_bias), named("sink", sink_array), named("d_sink", d_sink));
+  const attention::operands in{input(query), input(key), input(value), input(scale_array), input(mask), input(bias), input(sink_array)};
+  const attention::gradients to{output(d_query), output(d_key), output(d_value), output(d_scale), {}, output(d_bias), output(d_sink)};
+  const cuda::AttentionNumbers numbers{scale.first, sink.first};
   const attention::saved kept{input(largest), input(log_sum)};
   const ConstArray result = input(out), cotangent = input(d_out);
   nb::gil_scoped_release release;
-  if (selects(separation)) return cuda::attend_top_k_backward(queue(place), in, scale.first, parameters(causal, separation), cotangent, to);
-  cuda::attend_backward(queue(place), in, scale.first, parameters(causal, separation), kept, result, cotangent, to);
+  if (selects(separation)) return cuda::attend_top_k_backward(queue(place), in, numbers, parameters(causal, separation), cotangent, to);
+  cuda::attend_backward(queue(place), in, numbers, parameters(causal, separation), kept, result, cotangent, to);
 }
 
 void sparse_read(const Place& place, const In& query, const In& keys, const In& memory, const In& w3, const In& lengths, const Out& value,
@@ -96,8 +100,8 @@ std::vector<cuda::RetrievalStep> kept_steps(const Place& place, const Steps& ste
 }
 
 void retrieve(const Place& place, const In& state, const In& patterns, const In& values, const Scale& beta, const In& mask,
-              const std::string& separation, index_t steps, const Out& out, const Steps& kept, const Out& energy, const Out& lse,
-              const Out& taken, const Out& converged) {
+              const std::string& separation, index_t steps, double tol, const Out& out, const Steps& kept, const Out& energy,
+              const Out& lse, const Out& taken, const Out& converged) {
   const In beta_array = array_of(beta);
   check_cards("hopfield.retrieve", place, named("state", state), named("patterns", patterns), named("values", values),
               named("beta", beta_array), named("mask", mask), named("out", out), named("energy", energy), named("lse", lse),
@@ -106,12 +110,12 @@ void retrieve(const Place& place, const In& state, const In& patterns, const In&
   const std::vector<cuda::RetrievalStep> each = kept_steps(place, kept);
   const hopfield::results to{output(out), output(energy), output(lse), output(taken), output(converged), {}};
   nb::gil_scoped_release release;
-  cuda::retrieve(queue(place), in, beta.first, {std::string_view(separation), steps}, to, each);
+  cuda::retrieve(queue(place), in, beta.first, {std::string_view(separation), steps, tol}, to, each);
 }
 
 void retrieve_backward(const Place& place, const In& state, const In& patterns, const In& values, const Scale& beta, const In& mask,
-                       const std::string& separation, index_t steps, const Steps& kept, const In& out, const In& d_out, const Out& d_state,
-                       const Out& d_patterns, const Out& d_values, const Out& d_beta) {
+                       const std::string& separation, index_t steps, double tol, const Steps& kept, const In& out, const In& d_out,
+                       const Out& d_state, const Out& d_patterns, const Out& d_values, const Out& d_beta) {
   const In beta_array = array_of(beta);
   check_cards("hopfield.retrieve", place, named("state", state), named("patterns", patterns), named("values", values),
               named("beta", beta_array), named("mask", mask), named("out", out), named("d_out", d_out), named("d_state", d_state),
@@ -121,7 +125,7 @@ void retrieve_backward(const Place& place, const In& state, const In& patterns, 
   const std::vector<cuda::RetrievalStep> each = kept_steps(place, kept);
   const ConstArray result = input(out), cotangent = input(d_out);
   nb::gil_scoped_release release;
-  cuda::retrieve_backward(queue(place), in, beta.first, {std::string_view(separation), steps}, each, result, cotangent, to);
+  cuda::retrieve_backward(queue(place), in, beta.first, {std::string_view(separation), steps, tol}, each, result, cotangent, to);
 }
 
 void energy(const Place& place, const In& state, const In& patterns, const Scale& beta, const In& mask, const std::string& separation,
@@ -181,14 +185,14 @@ void copy(const Place& place, const In& bank, const Out& larger) {
 
 /// `memory`: how many patterns, their width, and whether the banks are packed.
 void retrieve_stored(const Place& place, const In& state, const In& patterns, const In& values,
-                     const std::tuple<index_t, index_t, bool>& memory, double beta, index_t steps, const Out& out) {
+                     const std::tuple<index_t, index_t, bool>& memory, double beta, index_t steps, double tol, const Out& out) {
   check_cards("hopfield.retrieve", place, named("state", state), named("patterns", patterns), named("values", values), named("out", out));
   const hopfield::operands in{input(state), input(patterns), input(values), {}, {}};
   hopfield::results to;
   to.state = output(out);
   nb::gil_scoped_release release;
   const auto [count, width, packed] = memory;
-  cuda::retrieve_stored(queue(place), in, beta, count, width, packed, {"softmax", steps}, to);
+  cuda::retrieve_stored(queue(place), in, beta, count, width, packed, {"softmax", steps, tol}, to);
 }
 
 }  // namespace
@@ -198,21 +202,23 @@ void bind_recall(nb::module_& m) {
   m.def("store", &store, "place"_a, "op"_a, "argument"_a, array("rows"_a), array("bank"_a), "first"_a, "packed"_a);
   m.def("copy", &copy, "place"_a, array("bank"_a), array("larger"_a));
   m.def("retrieve_stored", &retrieve_stored, "place"_a, array("state"_a), array("patterns"_a), optional("values"_a), "memory"_a, "beta"_a,
-        "steps"_a, array("out"_a));
+        "steps"_a, "tol"_a, array("out"_a));
   m.def("attention_attend", &attend, "place"_a, array("query"_a), array("key"_a), array("value"_a), "scale"_a, optional("mask"_a),
-        optional("bias"_a), "causal"_a, "separation"_a, array("out"_a), extra("lse"_a), extra("largest"_a), extra("log_sum"_a));
+        optional("bias"_a), "causal"_a, "separation"_a, array("out"_a), extra("lse"_a), extra("largest"_a), extra("log_sum"_a),
+        "sink"_a = no_sink);
   m.def("attention_attend_backward", &attend_backward, "place"_a, array("query"_a), array("key"_a), array("value"_a), "scale"_a,
         optional("mask"_a), optional("bias"_a), "causal"_a, "separation"_a, array("largest"_a), array("log_sum"_a), array("out"_a),
-        array("d_out"_a), extra("d_query"_a), extra("d_key"_a), extra("d_value"_a), extra("d_scale"_a), extra("d_bias"_a));
+        array("d_out"_a), extra("d_query"_a), extra("d_key"_a), extra("d_value"_a), extra("d_scale"_a), extra("d_bias"_a),
+        "sink"_a = no_sink, extra("d_sink"_a));
   m.def("backtracking_sparse_read", &sparse_read, "place"_a, array("query"_a), array("keys"_a), array("memory"_a), optional("w3"_a),
         optional("lengths"_a), array("value"_a), array("indices"_a), array("weights"_a));
   m.def("backtracking_sparse_read_backward", &sparse_read_backward, "place"_a, array("query"_a), array("keys"_a), array("memory"_a),
         optional("w3"_a), optional("lengths"_a), "k_top"_a, array("d_value"_a), extra("d_query"_a), extra("d_keys"_a), extra("d_memory"_a));
   m.def("hopfield_retrieve", &retrieve, "place"_a, array("state"_a), array("patterns"_a), optional("values"_a), "beta"_a,
-        optional("mask"_a), "separation"_a, "steps"_a, array("out"_a), "kept"_a = Steps(), extra("energy"_a), extra("lse"_a),
+        optional("mask"_a), "separation"_a, "steps"_a, "tol"_a, array("out"_a), "kept"_a = Steps(), extra("energy"_a), extra("lse"_a),
         extra("taken"_a), extra("converged"_a));
   m.def("hopfield_retrieve_backward", &retrieve_backward, "place"_a, array("state"_a), array("patterns"_a), optional("values"_a), "beta"_a,
-        optional("mask"_a), "separation"_a, "steps"_a, "kept"_a, array("out"_a), array("d_out"_a), extra("d_state"_a),
+        optional("mask"_a), "separation"_a, "steps"_a, "tol"_a, "kept"_a, array("out"_a), array("d_out"_a), extra("d_state"_a),
         extra("d_patterns"_a), extra("d_values"_a), extra("d_beta"_a));
   m.def("hopfield_energy", &energy, "place"_a, array("state"_a), array("patterns"_a), "beta"_a, optional("mask"_a), "separation"_a,
         array("out"_a), extra("lse"_a), extra("largest"_a), extra("log_sum"_a));

@@ -27,6 +27,7 @@ KERNELS = {
     "fast_weight_chunk_reverse": "test_fast_weight_chunk_gradient",
     "fast_weight_columns": "test_fast_weight_chunk",
     "fast_weight_tokens": "test_fast_weight_chunk",
+    "fast_weight_rows": "test_fast_weight_chunk",
     "fast_weight_reverse": "test_fast_weight_gradient",
     "top_k_scan": "test_top_k",
     "top_k_backward": "test_top_k",

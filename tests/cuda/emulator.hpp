@@ -281,6 +281,9 @@ class DeviceOf {
     return scratch_.back().data();
   }
 
+  std::size_t taken() const { return scratch_.size(); }
+  void give_back(std::size_t before) { scratch_.resize(before); }
+
   int architecture() const { return ThreadOf::architecture; }
 
   int launches = 0;

@@ -7,6 +7,7 @@
 
 #include "recollect/cuda/recall_energy.hpp"
 #include "recollect/cuda/recall_moved.hpp"
+#include "recollect/cuda/recall_sink.hpp"
 #include "recollect/cuda/recall_sum.hpp"
 #include "recollect/cuda/select.hpp"
 #include "recollect/cuda/sparse_read.hpp"
@@ -45,12 +46,17 @@ int main() {
   print<cuda::RecallStore>();
   print<cuda::RecallMerge>();
   print<cuda::RecallDots>();
+  print<cuda::RecallSink>();
+  print<cuda::RecallSinkGradient>();
   print<cuda::RecallSum>();
   print<cuda::RecallSquares>();
   print<cuda::RecallEnergy>();
   print<cuda::RecallEnergyDots>();
   print<cuda::RecallMoved>();
+  print<cuda::RecallRested>();
   print<cuda::CopyNormaliser>();
+  print<cuda::FastWeightRows>();
+  print<cuda::FastWeightDivide>();
   print<cuda::FastWeightNormaliser>();
   print<cuda::FastWeightNormaliserReverse>();
   print<cuda::FastWeightPull>();

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from recollect.hopfield import HopfieldMemory
+from recollect.hopfield import HopfieldMemory, retrieve
 
 from tests.cuda.test_emulated_module import OnCard, card, draw, module
 from tests.reference import attention, hopfield
@@ -36,6 +36,9 @@ def test_patterns_are_packed_once_and_added_to() -> None:
     out = OnCard(np.full((64,), np.nan, np.float16))
     assert memory.retrieve(OnCard(q[0, 0]), read="patterns", beta=0.1, out=out) is out
     np.testing.assert_allclose(out.array, attention.attend(*wide(q[0, :1], x, x), scale=0.1).out[0], atol=2e-3)
+    given: dict[str, Any] = {"beta": 0.3, "steps": 4, "tol": 0.5}
+    got = memory.retrieve(OnCard(q), read="patterns", **given)
+    np.testing.assert_array_equal(got.array, retrieve(OnCard(q), OnCard(x), **given).array)
 
 
 def test_what_is_not_packed_is_kept_in_rows() -> None:
@@ -47,6 +50,10 @@ def test_what_is_not_packed_is_kept_in_rows() -> None:
     got = memory.retrieve(OnCard(q), beta=0.7, steps=3)
     wanted = hopfield.retrieve(*wide(q, x), 0.7, steps=3, values=y.astype(np.float64))
     np.testing.assert_allclose(got.array, wanted[0] if isinstance(wanted, tuple) else wanted, atol=1e-5)
+    given = {"beta": 0.7, "tol": 0.3, "steps": 4}
+    got = memory.retrieve(OnCard(q), read="patterns", **given)
+    there = HopfieldMemory.from_patterns(x).retrieve(q, **given)
+    np.testing.assert_allclose(got.array, there, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -63,8 +70,8 @@ def test_what_is_not_packed_is_kept_in_rows() -> None:
             "cues has dtype float32; expected float16, as what is stored",
         ),
         (lambda m, q: m.retrieve(q[:, :3]), ValueError, "cues has shape (2, 3); expected (..., d=64)"),
-        (lambda m, q: m.retrieve(q, steps=None), TypeError, "steps is None; expected a whole number on a CUDA device"),
-        (lambda m, q: m.retrieve(q, tol=1.0), ValueError, "tol is 1.0; expected None"),
+        (lambda m, q: m.retrieve(q, steps=1.5), TypeError, "steps is 1.5; expected a whole number or None"),
+        (lambda m, q: m.retrieve(q, tol=-1), ValueError, "tol is -1.0; expected a number of at least 0"),
         (lambda m, q: m.retrieve(q, read="values"), ValueError, "read is 'values'; this memory can read patterns"),
         (lambda m, q: m.retrieve(q, beta=-1), ValueError, "beta is -1"),
         (lambda m, q: m.add(q, q), ValueError, "this memory has no values; some were given"),

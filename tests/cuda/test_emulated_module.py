@@ -193,9 +193,9 @@ def test_fast_weights_update_a_state_in_place() -> None:
     np.testing.assert_allclose(sums.array, rc.fastweight.linear_attention(q, k, v), atol=1e-5)
 
 
-@pytest.mark.parametrize("rule", ["sum", "delta", "gated"])
+@pytest.mark.parametrize("rule", ["sum", "delta", "gated", "l2"])
 def test_halves_of_fast_weights_arrive_at_the_tensor_cores(rule: str) -> None:
-    """Keys of 64 and 128 without a feature map go there in chunks, and what is written is rounded to 16 bits. Tokens may lie before heads."""
+    """Keys of 64 and 128 go there in chunks, and what is written is rounded to 16 bits. Tokens may lie before heads."""
     q, k, v = (draw(1, 40, 2, width, seed=width).astype(np.float16).swapaxes(1, 2) for width in (64, 64, 24))
     k = (k / 8).astype(np.float16)
     beta, decay = np.random.default_rng(0).uniform(0.5, 1, (2, 1, 2, 40)).astype(np.float16)
@@ -208,6 +208,9 @@ def test_halves_of_fast_weights_arrive_at_the_tensor_cores(rule: str) -> None:
         wanted = fastweight.sum_rule(*wide, **given)
         got = rc.fastweight.linear_attention(*map(OnCard, (q, k, v)), feature_map="identity", normalize=False, **how)
     else:
+        if rule == "l2":
+            how["normalize"] = "l2"
+            wide[:2] = (feature_maps.value(a, "identity", "l2") for a in wide[:2])
         if rule == "gated":
             given["decay"], how["decay"] = decay.astype(np.float64)[..., None], OnCard(decay)
         wanted = fastweight.delta_rule(*wide, beta.astype(np.float64), **given)

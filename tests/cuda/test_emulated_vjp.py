@@ -94,6 +94,41 @@ def test_halves_of_the_tensor_cores() -> None:
     close(pullback(OnCard(d_out)), wanted, "state patterns beta", 4e-3)
 
 
+def test_attend_with_sinks() -> None:
+    """By head, with grouped heads and a row of nothing; and a number."""
+    q, k, v, d_out = draw(2, 6, 9, 20), draw(2, 2, 40, 20), draw(2, 2, 40, 12), draw(2, 6, 9, 12)
+    mask, sinks = draw(2, 1, 9, 40) > 0, np.linspace(-1, 3, 6, dtype=np.float32)
+    mask[0, 0, 3] = False
+    for own in (sinks, 0.3):
+        on_card = OnCard(own) if isinstance(own, np.ndarray) else own
+        given = {"causal": True, "mask": mask, "sink": np.asarray(own, np.float64)}
+        how: dict[str, Any] = {"causal": True, "mask": OnCard(mask), "sink": on_card}
+        out, pullback = rc.vjp(rc.attention.attend, *map(OnCard, (q, k, v)), **how)
+        wanted = attention.attend(*wide(q, k, v), **given)
+        got = rc.attention.attend(*map(OnCard, (q, k, v)), return_lse=True, **how)
+        np.testing.assert_array_equal(out.array, got.out.array)
+        np.testing.assert_allclose(out.array, wanted.out, atol=2e-6)
+        np.testing.assert_allclose(got.lse.array, wanted.lse, atol=2e-5)
+        close(pullback(OnCard(d_out)), attention.gradients(*wide(q, k, v, d_out), **given), "query key value sink")
+
+
+def test_retrieve_until_rest() -> None:
+    """As here, but for rounding: states, and what is told of them; and the gradient of a number of steps."""
+    q, x, y, d_out = draw(2, 5, 12), draw(30, 12), draw(2, 30, 7), draw(2, 5, 7, seed=1)
+    for given in ({"steps": 8, "tol": 0.1}, {"steps": 20, "tol": 1.5}, {"steps": 4, "tol": 0.8, "values": y}):
+        on_card = {name: OnCard(a) if isinstance(a, np.ndarray) else a for name, a in given.items()}
+        got = rc.hopfield.retrieve(OnCard(q), OnCard(x), beta=0.7, return_info=True, **on_card)
+        here = rc.hopfield.retrieve(q, x, beta=0.7, return_info=True, **given)
+        for name in ("state", "energy", "lse"):
+            np.testing.assert_allclose(getattr(got, name).array, getattr(here, name), atol=1e-4, err_msg=name)
+        np.testing.assert_array_equal(got.steps.array, here.steps)
+        np.testing.assert_array_equal(got.converged.array, here.converged)
+        assert len(np.unique(here.steps)) > 1
+    _, pullback = rc.vjp(rc.hopfield.retrieve, OnCard(q), OnCard(x), beta=0.7, **on_card)
+    wanted = rc.vjp(rc.hopfield.retrieve, *wide(q, x), beta=0.7, **given)[1](d_out)
+    close(pullback(OnCard(d_out)), wanted, "state patterns beta values")
+
+
 @pytest.mark.parametrize("steps", [1, 3])
 def test_retrieve(steps: int) -> None:
     q, x, y = draw(2, 5, 12), draw(30, 12), draw(2, 30, 7)

@@ -105,7 +105,8 @@ void test_errors(std::mt19937_64& random) {
     cuda::fast_weight_forward("fastweight.test", device, operands(p), p.scale_number, p.map, p.norm, p.how, {out.out(), {}, {}});
   };
   p.map = "dpfp";
-  CHECK_FAILS(value, "fastweight.test: feature_map is 'dpfp'; expected one that acts on each number alone, as a device has no others yet",
+  CHECK_FAILS(value,
+              "fastweight.test: feature_map is 'dpfp'; expected one of 'identity', 'relu', 'elu1', 'squared_relu' on a device so far",
               call());
   p.map = "identity";
   p.key = test::random({4, 7}, random);

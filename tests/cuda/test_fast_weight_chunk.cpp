@@ -2,7 +2,7 @@
 /// The chunked kernel of fast weights against the recurrence in float64, on the emulator.
 #include "check.hpp"
 #include "emulator_sm80.hpp"
-#include "tensor.hpp"
+#include "fast_weight_oracle.hpp"
 
 #include "recollect/cuda/fast_weight.hpp"
 
@@ -162,6 +162,47 @@ void test_others(std::mt19937_64& random) {
   exact(p, true, "rows that are not aligned");
 }
 
+/// Feature maps, norms and normalised outputs: rows are mapped into 16 bits first. What these would spoil goes token by token.
+void test_maps(std::mt19937_64& random) {
+  using fast_weight::normalisation;
+  const auto check_map = [&](rule r, dtype type, const char* map, row_norm norm, normalisation normalise, bool chunked) {
+    test::Problem p = test::plain(random, {2}, 70, 64, 16, type);
+    p.value = test::random(p.shape({70, 16}), random, type);
+    p.map = map;
+    p.norm = norm;
+    p.how.rule = r;
+    p.how.normalise = normalise;
+    p.state = test::between(p.shape({64, 16 + p.normalised()}), 0, 1, random);
+    p.decay = test::between(p.shape({70}), 0.8, 1, random, type);
+    if (r == rule::delta) p.beta = test::between(p.shape({70}), 0, 1.0 / (norm == row_norm::l2 ? 1 : 64), random, type);
+    const test::Answer wanted = test::answer(p);
+    Tensor out(p.shape({70, 16}), type, test::nan, 8), state = p.state;
+    p.state = {};  // in place
+    fast_weight::operands in = test::operands(p);
+    in.state = state.in();
+    emulator::Ampere device(4);
+    cuda::fast_weight_forward("fastweight.test", device, in, p.scale_number, map, norm, p.how, {out.out(), state.out(), {}});
+    const std::string what = std::string(name(type)) + ", " + map + ", norm " + check::shown(static_cast<int>(norm)) + ", " +
+                             check::shown(static_cast<int>(normalise)) + (r == rule::sum ? ", sum" : ", delta");
+    const double bound = type == dtype::bfloat16 ? 1e-2 : 2e-3, apart = error(state, wanted.state);
+    if (std::getenv("SHOW")) std::printf("%s: %.2e %.2e\n", what.c_str(), error(out, wanted.out), apart);
+    check::near(error(out, wanted.out), 0, bound, __FILE__, __LINE__, what.c_str());
+    check::near(apart, 0, bound, __FILE__, __LINE__, what.c_str());
+    check::that((apart > 1e-6) == chunked, __FILE__, __LINE__, what + ": another kernel");
+  };
+  constexpr auto none = normalisation::none, outputs = normalisation::outputs;
+  check_map(rule::delta, dtype::bfloat16, "identity", row_norm::l2, none, true);
+  check_map(rule::delta, dtype::float16, "relu", row_norm::l2, none, true);
+  check_map(rule::delta, dtype::float16, "elu1", row_norm::sum, none, true);
+  check_map(rule::sum, dtype::bfloat16, "squared_relu", row_norm::none, none, true);
+  check_map(rule::sum, dtype::float16, "squared_relu", row_norm::none, none, false);
+  check_map(rule::sum, dtype::bfloat16, "elu1", row_norm::none, outputs, true);
+  check_map(rule::delta, dtype::bfloat16, "elu1", row_norm::sum, outputs, true);
+  check_map(rule::sum, dtype::float16, "elu1", row_norm::none, outputs, false);
+  check_map(rule::sum, dtype::bfloat16, "identity", row_norm::none, outputs, false);
+  check_map(rule::delta, dtype::bfloat16, "elu1", row_norm::sum, normalisation::outputs_and_removals, false);
+}
+
 /// Every number has a place of its own, moves are by whole rows and columns, and the rows that are read at once are in different banks.
 template <int Width>
 void test_tile() {
@@ -240,5 +281,6 @@ int main() {
   test_longest_keys(random);
   test_range(random);
   test_others(random);
+  test_maps(random);
   return check::report();
 }

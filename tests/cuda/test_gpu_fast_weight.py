@@ -87,6 +87,25 @@ def test_chunks_on_tensor_cores(torch: Any, errors: Errors, d: int, dtype: str, 
     errors.check(f"{rule} in chunks, state, {dtype}", state, wanted.state.S, bound)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("normalize", ["l2", "sum", "outputs"])
+def test_maps_in_chunks(torch: Any, errors: Errors, normalize: str, dtype: str) -> None:
+    """Queries and keys are mapped into 16 bits first; normalised outputs of float16 alone go token by token."""
+    T, d, kind = 333, 64, getattr(torch, dtype)
+    q, k, v = (torch.randn((2, T, 3, d), device="cuda").to(kind).transpose(1, 2) for _ in range(3))
+    beta = torch.rand((2, 3, T), device="cuda").to(kind)
+    name, norm = ("identity", "l2") if normalize == "l2" else ("elu1", None if normalize == "outputs" else "sum")
+    phi = [feature_maps.value(numbers(a), name, *([norm] if norm else [])) for a in (q, k)]
+    out = poisoned(torch, 2, 3, T, d, dtype=kind)
+    if normalize == "outputs":
+        wanted = oracle.sum_rule(*phi, numbers(v), normalize=True)
+        rc.fastweight.linear_attention(q, k, v, out=out)
+    else:
+        wanted = oracle.delta_rule(*phi, numbers(v), numbers(beta))
+        rc.fastweight.delta_rule(q, k, v, beta, feature_map=name, normalize=normalize, out=out)
+    errors.check(f"{name} in chunks, {dtype}", out, wanted.out, 1e-2 if dtype == "bfloat16" else 2e-3)
+
+
 GRADIENTS = {
     f"{name}, {size}": case
     for size in [(9, 5, 4), (150, 64, 40), (70, 128, 128), (40, 200, 20)]

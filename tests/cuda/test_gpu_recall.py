@@ -176,6 +176,44 @@ def test_what_is_told_of_a_retrieval(torch: Any, errors: Errors, valued: bool) -
     assert (got.steps == 4).all() and got.converged.dtype == torch.bool
 
 
+@pytest.mark.parametrize("dtype", list(BOUNDS))
+def test_sinks(torch: Any, errors: Errors, dtype: str) -> None:
+    q, k, v, d_out = arrays(torch, 26, (2, 6, 70, 64), (2, 2, 90, 64), (2, 2, 90, 64), (2, 6, 70, 64), dtype=dtype)
+    sink = torch.linspace(-1, 4, 6, device="cuda")
+    out, pullback = rc.vjp(rc.attention.attend, q, k, v, sink=sink)
+    wanted = oracle.attend(*map(numbers, (q, k, v)), sink=numbers(sink))
+    got, lse = rc.attention.attend(q, k, v, sink=sink, return_lse=True)
+    assert torch.equal(got, out)
+    errors.check(f"attend with sinks {dtype}", out, wanted.out, BOUNDS[dtype])
+    errors.check("lse with sinks", lse, wanted.lse, 1e-4)
+    there = oracle.gradients(*map(numbers, (q, k, v, d_out)), sink=numbers(sink))
+    check_all(errors, f"attend with sinks {dtype}", pullback(d_out), there, 2 * BOUNDS[dtype])
+
+
+@pytest.mark.parametrize("dtype", list(BOUNDS))
+@pytest.mark.parametrize("size", [(200, 900), (3, 9000)], ids=str)
+def test_rows_that_come_to_rest(torch: Any, errors: Errors, size: tuple[int, int], dtype: str) -> None:
+    """To the last bit the rule applied to single steps; gradients as those of so many steps."""
+    n, m = size
+    q, x, d_out = arrays(torch, 27, (n, 64), (m, 64), (n, 64), dtype=dtype)
+    got = rc.hopfield.retrieve(q, x, beta=0.3, steps=9, tol=0.1, return_info=True)
+    state, moving, taken = q, torch.ones(n, dtype=torch.bool, device="cuda"), torch.zeros(n, device="cuda")
+    for _ in range(9):
+        after = torch.where(moving[:, None], rc.hopfield.retrieve(state, x, beta=0.3), state)
+        taken += moving
+        moving &= (after.double() - state.double()).norm(dim=-1) > 0.1
+        state = after
+    assert torch.equal(got.state, state) and torch.equal(got.steps.float(), taken)
+    assert torch.equal(got.converged, ~moving) and len(torch.unique(taken)) > 1
+    out, pullback = rc.vjp(rc.hopfield.retrieve, q, x, beta=0.3, steps=9, tol=0.1)
+    assert torch.equal(out, state)
+    if dtype == "float32":
+        there = rc.vjp(rc.hopfield.retrieve, numbers(q), numbers(x), beta=0.3, steps=9, tol=0.1)[1](numbers(d_out))
+        check_all(errors, "retrieve until rest", pullback(d_out), there, 1e-4)
+    rest = rc.hopfield.retrieve(q, x, beta=0.3, steps=None, tol=0.1)
+    assert torch.equal(rest[got.converged], got.state[got.converged])
+
+
 def test_a_stream_of_ones_own(torch: Any, errors: Errors) -> None:
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):

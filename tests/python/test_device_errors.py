@@ -127,7 +127,7 @@ def test_what_has_no_kernel_is_refused_by_name(op):
             TypeError,
             "memory (ndarray) is not on a CUDA device; expected cuda:0, as query",
         ),
-        (lambda: rc.attention.attend(q, k, v, sink=1.0), ValueError, "sink is 1.0; expected None"),
+        (lambda: rc.attention.attend(q, k, v, score="cosine"), ValueError, "score is 'cosine'; expected 'dot'"),
         (
             lambda: rc.attention.attend(Fake(2, 5, 4, requires_grad=True), k, v),
             TypeError,
@@ -138,7 +138,12 @@ def test_what_has_no_kernel_is_refused_by_name(op):
             TypeError,
             "stream is '0'; expected the handle of a CUDA stream",
         ),
-        (lambda: rc.hopfield.retrieve(q, k, beta=1.0, tol=1e-3), ValueError, "tol is 0.001; expected None"),
+        (
+            lambda: rc.hopfield.retrieve(q, k, beta=1.0, tol=-1),
+            ValueError,
+            "tol is -1.0; expected a number of at least 0",
+        ),
+        (lambda: rc.hopfield.retrieve(q, k, beta=1.0, steps=0), ValueError, "steps is 0; expected at least 1, or None"),
         (
             lambda: rc.vjp(rc.hopfield.retrieve, q, k, beta=1.0, return_info=True),
             ValueError,
@@ -146,20 +151,20 @@ def test_what_has_no_kernel_is_refused_by_name(op):
         ),
         (
             lambda: rc.vjp(rc.hopfield.retrieve, q, k, beta=1.0, steps=None),
-            TypeError,
-            "steps is None; expected a whole number on a CUDA device",
+            ValueError,
+            "steps is None; expected a whole number in vjp on a CUDA device so far",
         ),
         (
-            lambda: rc.vjp(rc.hopfield.retrieve, q, k, beta=1.0, tol=0.1),
-            ValueError,
-            "tol is 0.1; expected None, the only one on a CUDA device",
+            lambda: rc.vjp(rc.hopfield.retrieve, q, k, beta=1.0, tol="small"),
+            TypeError,
+            "tol is 'small'; expected a number or None",
         ),
         (
             lambda: rc.vjp(rc.hopfield.energy, q, k, beta=1.0, separation="sparsemax"),
             ValueError,
             "separation is 'sparsemax'; expected 'softmax'",
         ),
-        (lambda: rc.vjp(rc.attention.attend, q, k, v, sink=1.0), ValueError, "sink is 1.0; expected None"),
+        (lambda: rc.vjp(rc.attention.attend, q, k, v, score="cosine"), ValueError, "score is 'cosine'; expected 'dot'"),
         (
             lambda: rc.vjp(rc.hopfield.energy, HERE, HERE, beta=1.0, stream=3),
             ValueError,
@@ -256,7 +261,26 @@ def test_retrieve_hands_over_what_it_got(module):
     (name, args, _), *_ = module.calls
     assert name == "hopfield_retrieve" and out.shape == (2, 5, 3)
     assert args[0] == (0, 0) and args[1][2] == 1  # to DLPack the default stream is 1
-    assert args[4] == (2.0, None) and args[6:8] == ("softmax", 3)
+    assert args[4] == (2.0, None) and args[6:9] == ("softmax", 3, -1.0)
+    rc.hopfield.retrieve(q, k, beta=2, steps=None)
+    assert module.calls[-1][1][6:9] == ("softmax", 1000, 1e-4)
+
+
+def test_a_sink_goes_with_its_heads(module):
+    query, key = Fake(3, 6, 5, 4), Fake(3, 2, 7, 4)
+    rc.attention.attend(query, key, key, sink=Fake(6))
+    number, own = module.calls[-1][2]["sink"]
+    assert shapes([own]) == [(2, 3)]
+    _, pullback = rc.vjp(rc.attention.attend, query, key, key, sink=0.5)
+    d = pullback(Fake(3, 6, 5, 4))
+    assert d._fields == ("query", "key", "value", "sink") and d.sink.shape == ()
+    assert module.calls[-1][2]["sink"] == (0.5, None) and shapes([module.calls[-1][2]["d_sink"]]) == [()]
+    with pytest.raises(
+        TypeError, match="attention.attend: sink is a ndarray; expected a number, or an array on cuda:0"
+    ):
+        rc.attention.attend(query, key, key, sink=HERE)
+    with pytest.raises(ValueError, match="sink is given beside top_k; expected None in vjp on a CUDA device so far"):
+        rc.vjp(rc.attention.attend, query, key, key, sink=0.5, top_k=2)
 
 
 def test_a_pullback_hands_over_what_was_kept(module):
@@ -278,8 +302,8 @@ def test_a_pullback_hands_over_what_was_kept(module):
     d = pullback(Fake(2, 5, 3))
     assert d._fields == ("state", "patterns", "beta", "values") and d.beta.shape == ()
     name, args, _ = module.calls[-1]
-    assert name == "hopfield_retrieve_backward" and args[7] == 2
-    assert [shapes(step) for step in args[8]] == [[(2, 5, 4), (2, 5), (2, 5)], [None, (2, 5), (2, 5)]]
+    assert name == "hopfield_retrieve_backward" and args[7:9] == (2, -1.0)
+    assert [shapes(step) for step in args[9]] == [[(2, 5, 4), (2, 5), (2, 5)], [None, (2, 5), (2, 5)]]
 
 
 def test_fast_weights_hand_over_rule_map_and_state(module):
@@ -339,7 +363,7 @@ def test_the_module_takes_arrays_of_a_device_alone():
     with pytest.raises(TypeError, match=sentence):
         cuda.attention_attend((0, 0), x, x, x, (1.0, x), None, None, "none", "softmax", x, None, None, None)
     with pytest.raises(TypeError, match="hopfield.retrieve: state is not on a CUDA device"):
-        cuda.hopfield_retrieve((0, 0), x, x, None, (1.0, None), None, "softmax", 1, x)
+        cuda.hopfield_retrieve((0, 0), x, x, None, (1.0, None), None, "softmax", 1, -1.0, x)
     with pytest.raises(TypeError, match="fastweight.delta_rule: query is not on a CUDA device"):
         options = ("fastweight.delta_rule", "delta", "none", False, 64)
         given = dict.fromkeys(("key", "value", "beta", "a", "b", "decay", "channel_decay", "state"))
@@ -350,7 +374,7 @@ def test_the_module_takes_arrays_of_a_device_alone():
     with pytest.raises(TypeError, match="HopfieldMemory.add: patterns is not on a CUDA device"):
         cuda.store((0, 0), "HopfieldMemory.add", "patterns", x, x, 0, False)
     with pytest.raises(TypeError, match="hopfield.retrieve: state is not on a CUDA device"):
-        cuda.retrieve_stored((0, 0), x, x, None, (3, 4, False), 1.0, 1, x)
+        cuda.retrieve_stored((0, 0), x, x, None, (3, 4, False), 1.0, 1, -1.0, x)
     for call in (lambda: cuda.bank_line((0, 0), x, True), lambda: cuda.copy((0, 0), x, x)):
         with pytest.raises(TypeError, match="is not on a CUDA device; expected cuda:0"):
             call()

@@ -20,27 +20,28 @@ void* allocate(int, index_t bytes) { return std::malloc(static_cast<std::size_t>
 void copy(const Queue&, void* to, const void* from, index_t bytes) { std::memcpy(to, from, static_cast<std::size_t>(bytes)); }
 void release(void* memory) noexcept { std::free(memory); }
 
-void attend(const Queue&, const attention::operands& in, double scale, const attention::parameters& how, const attention::results& out) {
+void attend(const Queue&, const attention::operands& in, const AttentionNumbers& numbers, const attention::parameters& how,
+            const attention::results& out) {
   emulator::Hopper device;
-  attend(device, in, scale, how, out);
+  attend(device, in, numbers, how, out);
 }
 
-void attend_backward(const Queue&, const attention::operands& in, double scale, const attention::parameters& how,
+void attend_backward(const Queue&, const attention::operands& in, const AttentionNumbers& numbers, const attention::parameters& how,
                      const attention::saved& kept, const ConstArray& out, const ConstArray& d_out, const attention::gradients& d_in) {
   emulator::Hopper device;
-  attend_backward(device, in, scale, how, kept, out, d_out, d_in);
+  attend_backward(device, in, numbers, how, kept, out, d_out, d_in);
 }
 
-void attend_top_k(const Queue&, const attention::operands& in, double scale, const attention::parameters& how,
+void attend_top_k(const Queue&, const attention::operands& in, const AttentionNumbers& numbers, const attention::parameters& how,
                   const attention::results& out) {
   emulator::Device device;
-  attend_top_k(device, in, scale, how, out);
+  attend_top_k(device, in, numbers, how, out);
 }
 
-void attend_top_k_backward(const Queue&, const attention::operands& in, double scale, const attention::parameters& how,
+void attend_top_k_backward(const Queue&, const attention::operands& in, const AttentionNumbers& numbers, const attention::parameters& how,
                            const ConstArray& d_out, const attention::gradients& d_in) {
   emulator::Device device;
-  attend_top_k_backward(device, in, scale, how, d_out, d_in);
+  attend_top_k_backward(device, in, numbers, how, d_out, d_in);
 }
 
 void sparse_read(const Queue&, const backtracking::read_operands& in, const backtracking::read_results& out) {

@@ -8,6 +8,7 @@
 #include <string_view>
 #include <utility>
 
+#include "recollect/cuda/attention_numbers.hpp"
 #include "recollect/cuda/retrieval_step.hpp"
 #include "recollect/math/feature_map.hpp"
 #include "recollect/spec/attention.hpp"
@@ -39,15 +40,15 @@ void store(const Queue& queue, std::string_view op, const char* argument, const 
 void retrieve_stored(const Queue& queue, const hopfield::operands& in, double beta, index_t patterns, index_t width, bool packed,
                      const hopfield::parameters& how, const hopfield::results& out);
 
-void attend(const Queue& queue, const attention::operands& in, double scale, const attention::parameters& how,
+void attend(const Queue& queue, const attention::operands& in, const AttentionNumbers& numbers, const attention::parameters& how,
             const attention::results& out);
-void attend_backward(const Queue& queue, const attention::operands& in, double scale, const attention::parameters& how,
+void attend_backward(const Queue& queue, const attention::operands& in, const AttentionNumbers& numbers, const attention::parameters& how,
                      const attention::saved& kept, const ConstArray& out, const ConstArray& d_out, const attention::gradients& d_in);
 /// The same with the separation ("top_k_softmax", k); nothing of the forward pass is needed for the gradient.
-void attend_top_k(const Queue& queue, const attention::operands& in, double scale, const attention::parameters& how,
+void attend_top_k(const Queue& queue, const attention::operands& in, const AttentionNumbers& numbers, const attention::parameters& how,
                   const attention::results& out);
-void attend_top_k_backward(const Queue& queue, const attention::operands& in, double scale, const attention::parameters& how,
-                           const ConstArray& d_out, const attention::gradients& d_in);
+void attend_top_k_backward(const Queue& queue, const attention::operands& in, const AttentionNumbers& numbers,
+                           const attention::parameters& how, const ConstArray& d_out, const attention::gradients& d_in);
 void sparse_read(const Queue& queue, const backtracking::read_operands& in, const backtracking::read_results& out);
 /// Where keys are memory and d_keys is left out, d_memory is of both.
 void sparse_read_backward(const Queue& queue, const backtracking::read_operands& in, index_t k_top, const ConstArray& d_value,

@@ -25,10 +25,14 @@
 ///
 ///     template <class Kernel> void launch(index_t blocks, index_t shared_bytes, const Kernel::Arguments& arguments)
 ///     void* scratch(index_t bytes)      memory of the device, aligned to 256 bytes, for the launches that follow
+///     taken(), give_back(taken)         how much of that there is; what was taken since is free again, behind the launches so far
 ///     int architecture()                90 for compute capability 9.0, 86 for 8.6; 0 for portable kernels alone
 ///
 /// stream.cuh is the real one.
 #pragma once
+
+#include <bit>
+#include <cstdint>
 
 #include "recollect/core/dtype.hpp"
 
@@ -52,6 +56,20 @@ constexpr int architecture_of() {
 template <int lanes, class Thread>
 constexpr float sum_of_lanes(const Thread& thread, float x) {
   for (int mask = lanes / 2; mask > 0; mask /= 2) x += thread.shuffle_xor(x, mask);
+  return x;
+}
+
+template <int lanes, class Thread>
+constexpr double sum_of_lanes(const Thread& thread, double x) {
+  for (int mask = lanes / 2; mask > 0; mask /= 2) {
+    const std::uint64_t bits = std::bit_cast<std::uint64_t>(x);
+    const auto other = [&](std::uint64_t half) -> std::uint64_t {
+      const float there = thread.shuffle(std::bit_cast<float>(static_cast<std::uint32_t>(half)), thread.index() % warp_size ^ mask);
+      return std::bit_cast<std::uint32_t>(there);
+    };
+    const std::uint64_t high = other(bits >> 32);
+    x += std::bit_cast<double>(high << 32 | other(bits));
+  }
   return x;
 }
 

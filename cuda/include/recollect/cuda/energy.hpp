@@ -42,7 +42,7 @@ void energy(Device& device, const hopfield::operands& in, double beta, const cho
   a.lse = output(p.fold, out.lse, batch);
   make_room_for_saved(device, p.fold, a);
   forward(op, device, a, {});
-  if (out.energy.given()) tell_energies(op, device, a, output(p.fold, out.energy, batch));
+  if (out.energy.given()) launch<RecallEnergy>(op, device, ready_for_energies(op, device, a, output(p.fold, out.energy, batch)));
 }
 
 /// Gradients of state, patterns and beta, with what `energy` saved.

@@ -58,8 +58,7 @@ struct FastWeightProblem {
         type((in.query.given() ? in.query : in.key).type) {
     const int map = map_number(feature_maps{}, feature_map);
     if (map < 0)
-      fail(status::value, op, ": feature_map is '", feature_map,
-           "'; expected one that acts on each number alone, as a device has no others yet");
+      fail(status::value, op, ": feature_map is '", feature_map, "'; expected one of ", map_names(feature_maps{}), " on a device so far");
     const index_t K = shapes.extent('d'), V = in.value.given() ? shapes.extent('V') : shapes.extent('W') - normalised;
     check_widths(op, in, K, V);
     for (int axis = 0; axis < shapes.batch_rank(); ++axis) arguments.batch.add(shapes.batch_extent(axis));
@@ -101,6 +100,20 @@ struct FastWeightProblem {
   }
 };
 
+/// Arguments for FastWeightChunk, if it serves the problem once queries and keys are mapped, which then they are; or as they came.
+template <class Device>
+FastWeightArguments mapped_for_chunks(std::string_view op, Device& device, const FastWeightArguments& a) {
+  FastWeightArguments mapped = with_half_rows(a);
+  if (!maps_rows(a) || !on_tensor_cores(device.architecture(), mapped, mapped.out)) return a;
+  const index_t bytes = a.sequences * a.tokens * a.keys * bytes_of(a.query.type);
+  const FastWeightRowsArguments rows{a, device.scratch(bytes), device.scratch(bytes)};
+  mapped.query.data = rows.queries;
+  mapped.key.data = rows.keys;
+  launch<FastWeightRows>(op, device, rows);
+  if (a.normalise != fast_weight::normalisation::none) launch<FastWeightDivide>(op, device, rows);
+  return mapped;
+}
+
 }  // namespace detail
 
 /// One pass over all tokens. out.state may be the very array that was given as the state.
@@ -114,7 +127,7 @@ void fast_weight_forward(std::string_view op, Device& device, const fast_weight:
   const index_t K = arguments.keys, V = arguments.values;
   if (out.out.given()) check_given(op, "query", in.query);
   if (out.saved.written.given() || out.saved.checkpoints.given())
-    fail(status::value, op, ": a device saves nothing for gradients, which take the operands alone");
+    fail(status::value, op, ": written or checkpoints are given; expected none, as gradients on a device take the operands alone");
   check_output(op, "out", out.out, problem.type, shapes, {arguments.tokens, V});
   check_output(op, "state", out.state, dtype::float32, shapes, {K, V + problem.normalised});
   arguments.out = token_rows(shapes, out.out);
@@ -123,9 +136,9 @@ void fast_weight_forward(std::string_view op, Device& device, const fast_weight:
     arguments.normaliser = static_cast<float*>(device.scratch(arguments.sequences * K * sizeof(float)));
     launch<CopyNormaliser>(op, device, arguments);
   }
-  if (on_tensor_cores(device.architecture(), arguments, arguments.out))
-    return select_chunk(arguments.query.type, arguments.keys, p.rule,
-                        [&]<class Kernel, class>() { launch<Kernel>(op, device, arguments); });
+  const FastWeightArguments chunked = mapped_for_chunks(op, device, arguments);
+  if (on_tensor_cores(device.architecture(), chunked, chunked.out))
+    return select_chunk(chunked.query.type, chunked.keys, p.rule, [&]<class Kernel, class>() { launch<Kernel>(op, device, chunked); });
   select_scan(arguments.keys, problem.normalised, [&]<class Kernel>() { launch<Kernel>(op, device, arguments); });
 }
 

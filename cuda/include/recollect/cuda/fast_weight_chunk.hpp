@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
-/// The sum rule and the delta rule, with a decay of each token or none, for tensor cores: 16-bit operands, keys 64 or 128 wide, no feature
-/// map. Tokens are taken in chunks. With S the state before a chunk, G_t the product of its decays up to token t, and row t of K, Q, V and
-/// W what token t has of keys, queries, values and writes, a chunk is
+/// The sum rule and the delta rule, with a decay of each token or none, for tensor cores: 16-bit operands, keys 64 or 128 wide, mapped and
+/// normalised before (fast_weight_rows.hpp). Tokens are taken in chunks. With S the state before a chunk, G_t the product of its decays up
+/// to token t, and row t of K, Q, V and W what token t has of keys, queries, values and writes, a chunk is
 ///
 ///     (I + A) W = diag(beta) (V - diag(G) K S)     A_tj = beta_t G_t / G_j k_t . k_j  for j < t; by the sum rule W = V
 ///     out = scale (diag(G) Q S + P W)              P_tj = G_t / G_j q_t . k_j         for j <= t

@@ -44,6 +44,18 @@ struct FastWeightArguments {
   }
 };
 
+/// The sum or the length of a warp's row, whose numbers each(visit) visits, every lane its own.
+template <class Thread, class Each>
+constexpr float divisor_of(const Thread& thread, row_norm norm, Each&& each) {
+  float total = 0, largest = 0;
+  each([&](float x) { total += x, largest = std::fmax(largest, std::fabs(x)); });
+  if (norm == row_norm::sum) return sum_of_lanes<warp_size>(thread, total);
+  largest = largest_of_lanes<warp_size>(thread, largest);  // by which all are divided first: squares could leave the range
+  total = 0;
+  each([&](float x) { total += largest > 0 ? x / largest * (x / largest) : 0.0f; });
+  return largest * std::sqrt(sum_of_lanes<warp_size>(thread, total));
+}
+
 /// Copies z, the last column of the states, before a scan writes there.
 struct CopyNormaliser {
   using Arguments = FastWeightArguments;
@@ -263,18 +275,9 @@ struct FastWeightScan {
     for (int i = thread.index() / warp_size; i < 2 * count; i += threads / warp_size) {
       float* const row = (i < count ? stage.key : stage.query) + i % count * width;
       if (!(i < count ? a.key : a.query).given()) continue;
-      float total = 0, largest = 0;
-      for (int k = lane; k < width; k += warp_size) {
-        total += row[k];
-        largest = std::fmax(largest, std::fabs(row[k]));
-      }
-      float divisor = sum_of_lanes<warp_size>(thread, total);
-      largest = largest_of_lanes<warp_size>(thread, largest);
-      if (a.norm == row_norm::l2) {  // by the largest first: squares could leave the range
-        total = 0;
-        for (int k = lane; k < width && largest > 0; k += warp_size) total += row[k] / largest * (row[k] / largest);
-        divisor = largest * std::sqrt(sum_of_lanes<warp_size>(thread, total));
-      }
+      const float divisor = divisor_of(thread, a.norm, [&](auto&& visit) {
+        for (int k = lane; k < width; k += warp_size) visit(row[k]);
+      });
       for (int k = lane; k < width; k += warp_size) row[k] = divisor == 0 ? 0.0f : row[k] / divisor;
     }
   }

@@ -5,6 +5,7 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <string>
 
 #include "recollect/math/feature_map.hpp"
 
@@ -42,6 +43,16 @@ inline int map_number(type_list<Maps...>, std::string_view name) {
     ++number;
   });
   return found;
+}
+
+/// "'identity', 'relu'", of those with device code.
+template <class... Maps>
+inline std::string map_names(type_list<Maps...>) {
+  std::string text;
+  for_each(type_list<Maps...>{}, [&]<class Map>() {
+    if (elementwise<Map>) text += std::string(text.empty() ? "'" : ", '") + std::string(Map::name) + "'";
+  });
+  return text;
 }
 
 template <class... Maps>

@@ -3,9 +3,11 @@
 /// arrays of the device. A scale or beta that is one number is given as such, and only otherwise as an operand (float32).
 #pragma once
 
+#include "recollect/cuda/attention_numbers.hpp"
 #include "recollect/cuda/checks.hpp"
 #include "recollect/cuda/recall_energy.hpp"
 #include "recollect/cuda/recall_moved.hpp"
+#include "recollect/cuda/recall_sink.hpp"
 #include "recollect/cuda/retrieval_step.hpp"
 #include "recollect/spec/attention.hpp"
 #include "recollect/spec/hopfield.hpp"
@@ -105,29 +107,62 @@ void forward(std::string_view op, Device& device, RecallArguments a, const Bank&
     select_forward(std::max(a.width, a.value_width), run);
 }
 
+/// Rows of `width` numbers for all rows and outer entries, one after the other.
+template <class P>
+Placed<P> dense_rows(const Fold& fold, P* data, index_t width) {
+  Placed<P> placed;
+  placed.data = data;
+  placed.inner = 1;
+  index_t stride = width;
+  for (int axis = fold.rows.rank - 1; axis >= 0; stride *= fold.rows.extents[axis--]) placed.row[axis] = stride;
+  for (int axis = fold.outer.rank - 1; axis >= 0; stride *= fold.outer.extents[axis--]) placed.outer[axis] = stride;
+  return placed;
+}
+
+/// Room for a number of every row.
+template <class Device>
+Operand<void> number_of_rows(Device& device, const Fold& fold, const RecallArguments& a) {
+  return {dense_rows(fold, device.scratch(a.outer * a.rows * static_cast<index_t>(sizeof(float))), 1), dtype::float32};
+}
+
+/// Where the largest score and the logarithm of the sum go when nobody else wants them.
+template <class Device>
+void make_room_for_saved(Device& device, const Fold& fold, RecallArguments& a) {
+  for (Operand<void>* saved : {&a.largest, &a.log_sum})
+    if (!saved->given()) *saved = number_of_rows(device, fold, a);
+}
+
 struct AttentionProblem {
   Shapes shapes;
   Fold fold;
   RecallArguments arguments;
+  Operand<const void> sink;
+  float sink_number = -infinity;
+
+  bool sinks() const { return sink.given() || sink_number > -infinity; }
+  SinkArguments sinks_of(const RecallArguments& recall) const { return {recall, sink, sink_number, nullptr, nullptr}; }
 };
 
 inline constexpr std::string_view attend_op = "attention.attend";
 
-inline AttentionProblem attention_problem(const attention::operands& in, double scale, const attention::parameters& how,
+inline AttentionProblem attention_problem(const attention::operands& in, const AttentionNumbers& numbers, const attention::parameters& how,
                                           std::span<const ShapeRow> table, std::span<const ConstArray> list) {
   constexpr std::string_view op = attend_op;
   const RecallOperands given{"query", "key", "value", "scale", in.query, in.key, in.value, in.scale, in.mask, 'm'};
-  check_types(op, given, scale, false);
+  check_types(op, given, numbers.scale, false);
   check_given(op, "value", in.value);
   check_stored(op, "bias", in.bias);
   check_softmax(op, how.separation);
-  if (in.sink.given()) fail(status::value, op, ": sink is given; expected none, as a device has no sinks yet");
-  AttentionProblem p{Shapes(op, table, list), {}, {}};
+  check_type(op, "sink", in.sink, dtype::float32);
+  if (!(numbers.sink < infinity)) fail(status::value, op, ": sink is ", numbers.sink, "; expected a number below +inf");
+  AttentionProblem p{Shapes(op, table, list), {}, {}, {}};
   p.fold = Fold(p.shapes, 'n', {1, 2});
-  p.arguments = arguments(op, given, scale, p.shapes, p.fold);
+  p.arguments = arguments(op, given, numbers.scale, p.shapes, p.fold);
   p.arguments.causal = {how.causal != attention::causal::none,
                         how.causal == attention::causal::bottom_right ? p.arguments.patterns - p.shapes.extent('n') : 0};
   if (in.bias.given()) p.arguments.bias = operand(p.fold, p.shapes[5], in.bias, true, 1);
+  if (in.sink.given()) p.sink = operand(p.fold, p.shapes[6], in.sink, false, -1);
+  p.sink_number = static_cast<float>(numbers.sink);
   return p;
 }
 
@@ -143,16 +178,19 @@ inline void check_results(const attention::operands& in, const Shapes& shapes, c
 
 /// `out` has the type of query; lse and what is saved are float32.
 template <class Device>
-void attend(Device& device, const attention::operands& in, double scale, const attention::parameters& how, const attention::results& out) {
+void attend(Device& device, const attention::operands& in, const AttentionNumbers& numbers, const attention::parameters& how,
+            const attention::results& out) {
   const ConstArray list[] = {in.query, in.key, in.value, in.scale, in.mask, in.bias, in.sink};
-  detail::AttentionProblem p = detail::attention_problem(in, scale, how, attention::operand_shapes, list);
+  detail::AttentionProblem p = detail::attention_problem(in, numbers, how, attention::operand_shapes, list);
   detail::check_results(in, p.shapes, out);
   const int batch = p.shapes.batch_rank();
   p.arguments.out = detail::output(p.fold, out.out, batch);
   p.arguments.lse = detail::output(p.fold, out.lse, batch);
   p.arguments.largest = detail::output(p.fold, out.saved.largest, batch);
   p.arguments.log_sum = detail::output(p.fold, out.saved.log_sum, batch);
+  if (p.sinks()) detail::make_room_for_saved(device, p.fold, p.arguments);
   detail::forward(detail::attend_op, device, p.arguments, detail::bank(detail::attend_op, device, p.arguments));
+  if (p.sinks()) detail::launch<RecallSink>(detail::attend_op, device, p.sinks_of(p.arguments));
 }
 
 namespace detail {
@@ -171,12 +209,21 @@ inline RetrievalProblem retrieval_problem(std::string_view op, const hopfield::o
   check_types(op, given, beta, true);
   check_softmax(op, how.separation);
   if (how.steps < 1) fail(status::value, op, ": steps is ", how.steps, "; expected at least 1");
-  if (how.tol >= 0) fail(status::value, op, ": tol is given; expected None on a device, where every state takes all its steps");
   RetrievalProblem p{Shapes(op, table, list), {}, {}};
   p.fold = Fold(p.shapes, 'n', {1, 2});
   p.arguments = arguments(op, given, beta, p.shapes, p.fold);
   p.arguments.lse_over_scale = true;
   return p;
+}
+
+inline void check_told(const RetrievalProblem& p, const hopfield::operands& in, const hopfield::results& out) {
+  constexpr std::string_view op = retrieve_op;
+  const index_t n = p.shapes.extent('n');
+  check_output(op, "out", out.state, in.state.type, p.shapes, {n, p.arguments.value_width});
+  check_output(op, "energy", out.energy, dtype::float32, p.shapes, {n});
+  check_output(op, "lse", out.lse, dtype::float32, p.shapes, {n});
+  check_output(op, "steps", out.steps, dtype::int64, p.shapes, {n});
+  check_output(op, "converged", out.converged, dtype::boolean, p.shapes, {n});
 }
 
 /// Steps that are kept are kept all; `whole`: they have to be.
@@ -195,39 +242,19 @@ inline void check_kept(const RetrievalProblem& p, const hopfield::operands& in, 
   }
 }
 
-/// Rows of `width` numbers for all rows and outer entries, one after the other.
-template <class P>
-Placed<P> dense_rows(const Fold& fold, P* data, index_t width) {
-  Placed<P> placed;
-  placed.data = data;
-  placed.inner = 1;
-  index_t stride = width;
-  for (int axis = fold.rows.rank - 1; axis >= 0; stride *= fold.rows.extents[axis--]) placed.row[axis] = stride;
-  for (int axis = fold.outer.rank - 1; axis >= 0; stride *= fold.outer.extents[axis--]) placed.outer[axis] = stride;
-  return placed;
-}
-
 inline Operand<const void> as_query(const Operand<void>& state) {
   return {{state.at.data, state.at.outer, state.at.row, state.at.inner}, state.type};
 }
 
-/// Where the largest score and the logarithm of the sum go when nobody else wants them.
+/// What RecallEnergy needs of the patterns, for any states that are compared with them.
 template <class Device>
-void make_room_for_saved(Device& device, const Fold& fold, RecallArguments& a) {
-  for (Operand<void>* saved : {&a.largest, &a.log_sum})
-    if (!saved->given())
-      *saved = {dense_rows(fold, device.scratch(a.outer * a.rows * static_cast<index_t>(sizeof(float))), 1), dtype::float32};
-}
-
-/// Energies of the states that were compared, from what was saved of them.
-template <class Device>
-void tell_energies(std::string_view op, Device& device, const RecallArguments& a, const Operand<void>& energy) {
+EnergyArguments ready_for_energies(std::string_view op, Device& device, const RecallArguments& a, const Operand<void>& energy) {
   EnergyArguments e;
   e.recall = a;
   e.energy = energy;
   e.squares = static_cast<float*>(device.scratch(a.outer * a.patterns * static_cast<index_t>(sizeof(float))));
   launch<RecallSquares>(op, device, e);
-  launch<RecallEnergy>(op, device, e);
+  return e;
 }
 
 /// The states that a retrieval went through. A step before the last reads the patterns into what is kept, or into one of two arrays of all
@@ -252,10 +279,22 @@ class Visited {
   void* states_[2] = {};
 };
 
+/// What is told of rows that move. `ends`: an update of at most tol ends a row; otherwise it only counts as converged.
+template <class Device>
+MovedArguments moved_arguments(Device& device, const RetrievalProblem& p, double tol, const hopfield::results& out, bool ends) {
+  MovedArguments moved;
+  moved.steps = output(p.fold, out.steps, p.shapes.batch_rank());
+  moved.converged = output(p.fold, out.converged, p.shapes.batch_rank());
+  moved.tol = tol >= 0 ? tol : hopfield::default_tolerance(dtype::float32);
+  if (ends) moved.resting = static_cast<bool*>(device.scratch(p.arguments.outer * p.arguments.rows));
+  return moved;
+}
+
 }  // namespace detail
 
-/// `steps` softmaxes, in one launch or one after the other; states between them are of the state's type. `tol` ends no row on a device.
-/// `kept` is none, or room for every step. `banks`: the memories as they were packed before (recall_bank.hpp).
+/// `steps` softmaxes, in one launch or one after the other; states between them are of the state's type. With `tol` all are launched too,
+/// and those find little to do whose rows have come to rest: nothing waits for the device. `kept` is none, or room for every step.
+/// `banks`: the memories as they were packed before (recall_bank.hpp).
 template <class Device>
 void retrieve(Device& device, const hopfield::operands& in, double beta, const hopfield::parameters& how, const hopfield::results& out,
               std::span<const RetrievalStep> kept = {}, const detail::Bank* banks = nullptr) {
@@ -263,56 +302,59 @@ void retrieve(Device& device, const hopfield::operands& in, double beta, const h
   constexpr std::string_view op = retrieve_op;
   const ConstArray list[] = {in.state, in.patterns, in.values, in.beta, in.mask};
   const RetrievalProblem p = retrieval_problem(op, in, beta, how, hopfield::operand_shapes, list);
-  const index_t n = p.shapes.extent('n');
-  check_output(op, "out", out.state, in.state.type, p.shapes, {n, p.arguments.value_width});
-  check_output(op, "energy", out.energy, dtype::float32, p.shapes, {n});
-  check_output(op, "lse", out.lse, dtype::float32, p.shapes, {n});
-  check_output(op, "steps", out.steps, dtype::int64, p.shapes, {n});
-  check_output(op, "converged", out.converged, dtype::boolean, p.shapes, {n});
+  check_told(p, in, out);
   check_kept(p, in, how, kept, false);
   const int batch = p.shapes.batch_rank();
   const auto place = [&](const Array& array) { return output(p.fold, array, batch); };
   if (banks && !on_tensor_cores(device.architecture(), p.arguments))
     fail(status::type, op, ": state has dtype ", name(in.state.type), "; expected ", name(in.patterns.type), ", as the packed patterns");
   const Bank from = banks ? *banks : bank(op, device, p.arguments);
+  const index_t updates = how.steps - (in.values.given() ? 1 : 0);
+  const bool ends = how.tol >= 0 && updates > 1, counts = out.steps.given() || out.converged.given();
   // Nobody wants to know of the states between, and no block needs what another one reads.
-  const bool silent = kept.empty() && !out.energy.given() && !out.steps.given() && !out.converged.given();
+  const bool silent = kept.empty() && !out.energy.given() && !counts && !ends;
   const bool at_once = silent && from.keys && steps_in_one_launch(p.arguments);
   const index_t launches = at_once ? 1 : how.steps;
   const Visited<Device> visited(device, p, launches, kept);
+  RecallArguments update = p.arguments, read = p.arguments;
+  update.value = {};
+  update.value_width = update.width;
+  EnergyArguments energies;
+  if (out.energy.given()) {
+    energies = ready_for_energies(op, device, p.arguments, place(out.energy));
+    make_room_for_saved(device, p.fold, read);
+    update.largest = read.largest;
+    update.log_sum = read.log_sum;
+  }
+  MovedArguments moved = moved_arguments(device, p, how.tol, out, ends);
+  read.lse = place(out.lse);
+  if (ends && updates == how.steps && out.lse.given()) {
+    moved.lse = read.lse;
+    update.lse = read.lse = number_of_rows(device, p.fold, p.arguments);
+  }
   for (index_t step = 0; step < launches; ++step) {
-    const bool last = step + 1 == launches;
-    RecallArguments a = p.arguments;
+    const bool last = step + 1 == launches, moves = step < updates, tells = last || (ends && updates == how.steps);
+    RecallArguments& a = last ? read : update;
     a.query = visited.before(step);
     a.out = last ? place(out.state) : visited.after(step);
-    if (last) {
-      a.lse = place(out.lse);
-    } else {
-      a.value = {};
-      a.value_width = a.width;
-    }
+    a.resting = moves && step > 0 ? moved.resting : nullptr;
     if (!kept.empty()) {
       a.largest = place(kept[step].saved.largest);
       a.log_sum = place(kept[step].saved.log_sum);
     }
-    const bool tells = last && out.energy.given();
-    if (tells) make_room_for_saved(device, p.fold, a);
+    const auto taken = device.taken();
     forward(op, device, a, from, at_once ? how.steps : 1);
-    if (tells) tell_energies(op, device, a, place(out.energy));
+    device.give_back(taken);  // a thousand steps need no more than one
+    if (tells && out.energy.given()) {
+      energies.recall = a;
+      launch<RecallEnergy>(op, device, energies);
+    }
+    if (!(ends ? moves : counts && step + 1 == std::max<index_t>(updates, 1))) continue;
+    moved.recall = a;
+    moved.taken = ends ? step + 1 + how.steps - updates : how.steps;
+    if (moves) moved.before = a.query, moved.after = a.out;
+    launch<RecallMoved>(op, device, moved);
   }
-  if (!out.steps.given() && !out.converged.given()) return;
-  MovedArguments moved;
-  moved.recall = p.arguments;
-  const index_t updates = in.values.given() ? how.steps - 1 : how.steps;
-  if (updates > 0) {
-    moved.before = visited.before(updates - 1);
-    moved.after = as_query(in.values.given() ? visited.after(updates - 1) : place(out.state));
-  }
-  moved.steps = place(out.steps);
-  moved.converged = place(out.converged);
-  moved.taken = how.steps;
-  moved.tol = static_cast<float>(hopfield::default_tolerance(dtype::float32));
-  launch<RecallMoved>(op, device, moved);
 }
 
 }  // namespace recollect::cuda

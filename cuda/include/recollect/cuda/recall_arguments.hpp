@@ -54,8 +54,20 @@ struct RecallArguments {
   Operand<void> out, lse, largest, log_sum;
   /// Of every split, outer entry and row: the sums before they are divided, and (largest, sum).
   float *partial_sums = nullptr, *partial_states = nullptr;
+  /// (outer, rows): rows that have come to rest. Blocks of such rows leave; what a row gets among others is taken back (recall_moved.hpp).
+  const bool* resting = nullptr;
 
   constexpr bool shared() const { return !value.given(); }
+
+  constexpr bool rests(index_t o, index_t r) const { return resting && resting[o * rows + r]; }
+
+  /// Whether none of `count` rows from `first` on has anything left to do. Asked by all threads of a block, which are no fewer.
+  template <class Thread>
+  constexpr bool all_rest(const Thread& thread, index_t o, index_t first, int count) const {
+    if (!resting) return false;
+    const index_t own = first + thread.index();
+    return !thread.any(thread.index() < count && own < rows && !rests(o, own));
+  }
 
   constexpr float scale_at(index_t place) const { return scale.given() ? read(scale.at.data, scale.type, place) : scale_number; }
 

@@ -86,7 +86,7 @@ struct RecallEnergy : WarpRows {
   static constexpr void run(const Thread& thread, const Arguments& arguments) {
     const RecallArguments& a = arguments.recall;
     const auto [row, o, r, lane] = place(thread, a.outer, a.rows);
-    if (row < 0) return;
+    if (row < 0 || a.rests(o, r)) return;
     const auto [query, energy] = a.offsets(o, r, a.query, arguments.energy);
     const Seen seen = seen_by(thread, arguments, o, r, lane);
     const float own = square_of(thread, a.query.at.data, a.query.type, query, a.query.at.inner, a.width, lane);

@@ -34,6 +34,7 @@ struct RecallForward {
   static constexpr void run(const Thread& thread, const Arguments& a) {
     const index_t row_tiles = tiles_of(a.rows, T::rows), block = thread.block();
     const index_t first_row = block % row_tiles * T::rows, split = block / row_tiles % a.splits, o = block / row_tiles / a.splits;
+    if (a.all_rest(thread, o, first_row, T::rows)) return;
     float* const queries = reinterpret_cast<float*>(thread.shared());
     float* const memory = queries + T::floats;
     float* const weights = memory + T::floats;
@@ -144,7 +145,7 @@ struct RecallMerge {
   static constexpr void run(const Thread& thread, const Arguments& a) {
     const int lane = thread.index() % warp_size, warp = thread.index() / warp_size, member = warp % team(a);
     const index_t all = a.outer * a.rows, row = thread.block() * (warps / team(a)) + warp / team(a);
-    const bool there = row < all;
+    const bool there = row < all && !a.rests(row / a.rows, row % a.rows);
     math::OnlineSoftmax<float> state;
     float* const sums = reinterpret_cast<float*>(thread.shared()) + warp * widest;
     if (there) {

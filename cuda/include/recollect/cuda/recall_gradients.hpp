@@ -7,9 +7,9 @@
 
 namespace recollect::cuda {
 
-/// Of query, key, value, scale and bias, with what `attend` saved.
+/// Of query, key, value, scale, bias and sink, with what `attend` saved.
 template <class Device>
-void attend_backward(Device& device, const attention::operands& in, double scale, const attention::parameters& how,
+void attend_backward(Device& device, const attention::operands& in, const AttentionNumbers& numbers, const attention::parameters& how,
                      const attention::saved& kept, const ConstArray& out, const ConstArray& d_out, const attention::gradients& d_in) {
   using namespace detail;
   constexpr std::string_view op = attend_op;
@@ -21,10 +21,10 @@ void attend_backward(Device& device, const attention::operands& in, double scale
   check_gradient(op, "d_value", d_in.value, in.value, in.value.type);
   check_scale_gradient(op, "d_scale", d_in.scale, in.scale);
   check_gradient(op, "d_bias", d_in.bias, in.bias, in.bias.type);
-  if (d_in.sink.given()) fail(status::value, op, ": d_sink is given; expected none, as a device has no sinks yet");
-  const ConstArray list[] = {in.query,   in.key,   in.value,   in.scale,   in.mask,   in.bias, in.sink,
-                             d_in.query, d_in.key, d_in.value, d_in.scale, d_in.bias, {}};
-  const AttentionProblem p = attention_problem(in, scale, how, attention::gradient_shapes, list);
+  check_scale_gradient(op, "d_sink", d_in.sink, in.sink);
+  const ConstArray list[] = {in.query,   in.key,   in.value,   in.scale,   in.mask,   in.bias,  in.sink,
+                             d_in.query, d_in.key, d_in.value, d_in.scale, d_in.bias, d_in.sink};
+  const AttentionProblem p = attention_problem(in, numbers, how, attention::gradient_shapes, list);
   check_results(in, p.shapes, {as_output(out), {}, {as_output(kept.largest), as_output(kept.log_sum)}});
   check_output(op, "d_out", as_output(d_out), in.query.type, p.shapes, {p.shapes.extent('n'), p.shapes.extent('e')});
   const int batch = p.shapes.batch_rank();
@@ -34,13 +34,17 @@ void attend_backward(Device& device, const attention::operands& in, double scale
   a.recall.largest = output(p.fold, as_output(kept.largest), batch);
   a.recall.log_sum = output(p.fold, as_output(kept.log_sum), batch);
   a.d_out = {p.fold.template place_output<const void>(as_output(d_out), batch), d_out.type};
-  enum { d_query = 7, d_key, d_value, d_scale, d_bias };
+  enum { d_query = 7, d_key, d_value, d_scale, d_bias, d_sink };
   RecallPullback<Device> pull(op, device, p.fold, a.recall);
   a.d_query = pull.rows({d_in.query, p.shapes[d_query]}, a.recall.width);
   a.d_key = pull.memory({d_in.key, p.shapes[d_key]}, a.recall.width, false);
   a.d_value = pull.memory({d_in.value, p.shapes[d_value]}, a.recall.value_width, false);
   a.d_scales = pull.scales({d_in.scale, p.shapes[d_scale]}, 1);
+  SinkArguments sink = p.sinks_of(a.recall);
+  sink.d_sinks = pull.scales({d_in.sink, p.shapes[d_sink]}, 1);
   pull.run(a);
+  sink.dots = a.dots;
+  if (sink.d_sinks) launch<RecallSinkGradient>(op, device, sink);
   pull.bias({d_in.bias, p.shapes[d_bias]}, a);
   pull.finish();
 }
@@ -91,6 +95,7 @@ void retrieve_backward(Device& device, const hopfield::operands& in, double beta
     }
     a.d_query = step == 0 ? pull.rows({d_in.state, p.shapes[d_state]}, width) : pull.dense(states[step % 2], width);
     pull.run(a);
+    if (how.tol >= 0 && step > 0 && !(last && in.values.given())) launch<RecallRested>(op, device, a);
   }
   pull.finish();
 }

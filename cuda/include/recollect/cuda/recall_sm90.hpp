@@ -68,6 +68,7 @@ struct RecallSm90 {
   template <class Thread>
   static constexpr void run(const Thread& thread, const Arguments& a) {
     const Part part = part_of(a.recall, thread.block());
+    if (a.recall.all_rest(thread, part.outer, part.first_row, rows)) return;
     const std::uint32_t ring = thread.address(thread.shared());
     if (thread.index() == 0) {
       for (int stage = 0; stage < stages; ++stage) {

@@ -11,6 +11,7 @@
 #include "recollect/cuda/fast_weight_normaliser.hpp"
 #include "recollect/cuda/fast_weight_pull.hpp"
 #include "recollect/cuda/fast_weight_reverse.hpp"
+#include "recollect/cuda/fast_weight_rows.hpp"
 #include "recollect/cuda/fast_weight_scan.hpp"
 #include "recollect/cuda/recall_backward.hpp"
 #include "recollect/cuda/recall_backward_bias.hpp"
@@ -104,6 +105,30 @@ bool on_tensor_cores(int architecture, const FastWeightArguments& a, const Token
                      a.norm == row_norm::none && a.map == map_number(feature_maps{}, "identity");
   return architecture >= 80 && half && width && rule && plain && a.key.given() && out.given() && a.tokens >= fewest_chunked_tokens &&
          a.values % 8 == 0 && in_sixteens(a.query) && in_sixteens(a.key) && in_sixteens(a.value) && in_sixteens(out);
+}
+
+inline bool maps_rows(const FastWeightArguments& a) {
+  return a.map != map_number(feature_maps{}, "identity") || a.norm != row_norm::none || a.normalise != fast_weight::normalisation::none;
+}
+
+/// The same with queries and keys as FastWeightRows writes them, where 16 bits do not spoil them: float16 has to hold the largest, and
+/// queries over their normaliser, which must not be a small difference. Otherwise as they are.
+inline FastWeightArguments with_half_rows(const FastWeightArguments& a) {
+  using fast_weight::normalisation;
+  const auto is = [&](std::string_view name) { return a.map == map_number(feature_maps{}, name); };
+  const bool bounded = a.norm == row_norm::l2 || is("relu") || is("elu1");
+  const bool wide = a.query.type == dtype::bfloat16, held = a.normalise == normalisation::none && (wide || bounded);
+  if (!held && !(a.normalise == normalisation::outputs && wide && !is("identity"))) return a;
+  FastWeightArguments mapped = a;
+  mapped.map = map_number(feature_maps{}, "identity");
+  mapped.norm = row_norm::none;
+  mapped.normalise = normalisation::none;
+  index_t stride = a.tokens * a.keys;
+  for (TokenRows<const void>* rows : {&mapped.query, &mapped.key})
+    if (rows->given()) *rows = {nullptr, rows->type, {}, a.keys, 1};
+  for (int axis = a.batch.rank - 1; axis >= 0; stride *= a.batch.extents[axis--])
+    mapped.query.batch[axis] = mapped.key.batch[axis] = stride;
+  return mapped;
 }
 
 /// run<Kernel, ReverseKernel>() with the kernels for fast weights that are.

@@ -67,7 +67,7 @@ class Stream {
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;
   ~Stream() {
-    for (void* memory : scratch_) cudaFreeAsync(memory, stream_);
+    give_back(0);
     cudaSetDevice(before_);
   }
 
@@ -86,6 +86,11 @@ class Stream {
     check(cudaMallocFromPoolAsync(&memory, static_cast<std::size_t>(bytes), scratch_pool(card_), stream_), "cudaMallocFromPoolAsync");
     scratch_.push_back(memory);
     return memory;
+  }
+
+  std::size_t taken() const { return scratch_.size(); }
+  void give_back(std::size_t before) {
+    for (; scratch_.size() > before; scratch_.pop_back()) cudaFreeAsync(scratch_.back(), stream_);
   }
 
   int architecture() const {

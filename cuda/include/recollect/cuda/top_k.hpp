@@ -57,12 +57,12 @@ inline index_t selected_keys(std::string_view op, const choice& separation, inde
 }  // namespace detail
 
 template <class Device>
-void attend_top_k(Device& device, const attention::operands& in, double scale, const attention::parameters& how,
+void attend_top_k(Device& device, const attention::operands& in, const AttentionNumbers& numbers, const attention::parameters& how,
                   const attention::results& out) {
   using namespace detail;
   constexpr std::string_view op = attend_op;
   const ConstArray list[] = {in.query, in.key, in.value, in.scale, in.mask, in.bias, in.sink};
-  const AttentionProblem p = attention_problem(in, scale, {how.causal}, attention::operand_shapes, list);
+  const AttentionProblem p = attention_problem(in, numbers, {how.causal}, attention::operand_shapes, list);
   check_results(in, p.shapes, out);
   const index_t k = selected_keys(op, how.separation, p.arguments.patterns);
   TopKArguments top = top_k_arguments(op, p.arguments, "key", k, "top_k");
@@ -72,26 +72,29 @@ void attend_top_k(Device& device, const attention::operands& in, double scale, c
   top.recall.largest = output(p.fold, out.saved.largest, batch);
   top.recall.log_sum = output(p.fold, out.saved.log_sum, batch);
   scan_products(op, device, top);
+  if (p.sinks()) make_room_for_saved(device, p.fold, top.recall);
   launch<TopKRead>(op, device, top);
+  if (p.sinks()) launch<RecallSink>(op, device, p.sinks_of(top.recall));
 }
 
 /// Gradients of query, key, value and scale. The selection is made again, so nothing has to be kept of the forward pass.
 template <class Device>
-void attend_top_k_backward(Device& device, const attention::operands& in, double scale, const attention::parameters& how,
+void attend_top_k_backward(Device& device, const attention::operands& in, const AttentionNumbers& numbers, const attention::parameters& how,
                            const ConstArray& d_out, const attention::gradients& d_in) {
   using namespace detail;
   constexpr std::string_view op = attend_op;
   check_given(op, "d_out", d_out);
-  if (d_in.bias.given() || d_in.sink.given())
-    fail(status::value, op, ": a device has gradients of query, key, value and scale alone with top_k so far");
+  for (const auto& [argument, array] : {std::pair{"d_bias", d_in.bias}, std::pair{"d_sink", d_in.sink}})
+    if (array.given()) fail(status::value, op, ": ", argument, " is given beside top_k; expected none on a device so far");
   check_gradient(op, "d_query", d_in.query, in.query, in.query.type);
   check_gradient(op, "d_key", d_in.key, in.key, in.key.type);
   check_gradient(op, "d_value", d_in.value, in.value, in.value.type);
   check_scale_gradient(op, "d_scale", d_in.scale, in.scale);
   const ConstArray list[] = {in.query,   in.key,   in.value,   in.scale,   in.mask, in.bias, in.sink,
                              d_in.query, d_in.key, d_in.value, d_in.scale, {},      {}};
-  const AttentionProblem p = attention_problem(in, scale, {how.causal}, attention::gradient_shapes, list);
+  const AttentionProblem p = attention_problem(in, numbers, {how.causal}, attention::gradient_shapes, list);
   check_output(op, "d_out", as_output(d_out), in.query.type, p.shapes, {p.shapes.extent('n'), p.shapes.extent('e')});
+  if (p.sinks()) fail(status::value, op, ": sink is given beside top_k; expected none in the gradient on a device so far");
   const index_t k = selected_keys(op, how.separation, p.arguments.patterns);
   TopKBackwardArguments a;
   a.top = top_k_arguments(op, p.arguments, "key", k, "top_k");
