@@ -54,8 +54,20 @@ struct RecallArguments {
   Operand<void> out, lse, largest, log_sum;
   /// Of every split, outer entry and row: the sums before they are divided, and (largest, sum).
   float *partial_sums = nullptr, *partial_states = nullptr;
+  /// Of every part, outer entry and row: whether a kernel for tensor cores leaves the row to the portable one, which then serves no other.
+  bool* doubts = nullptr;
+  index_t doubt_parts = 0;
+  bool only_doubtful = false;
 
   constexpr bool shared() const { return !value.given(); }
+
+  /// Whether there is a row r that a kernel is to write the results of.
+  constexpr bool wants(index_t o, index_t r) const {
+    if (r >= rows || doubt_parts == 0) return r < rows;
+    bool doubtful = false;
+    for (index_t part = 0; part < doubt_parts; ++part) doubtful |= doubts[(part * outer + o) * rows + r];
+    return doubtful == only_doubtful;
+  }
 
   constexpr float scale_at(index_t place) const { return scale.given() ? read(scale.at.data, scale.type, place) : scale_number; }
 

@@ -1,0 +1,435 @@
+// SPDX-License-Identifier: BSD-3-Clause
+/// Attention and Hopfield retrieval for the tensor cores of every card since compute capability 8.0: rows of up to 128 numbers, memories
+/// packed by recall_half_pack.hpp; no mask, no bias. A warp owns 32 rows of queries. Tiles of patterns pass through a ring of slots in
+/// shared memory, keys and values in turn where they differ; softmax is taken in registers, and weights are left operands where they are.
+///
+/// Numbers of float32 are split into two of float16: a product of two numbers has three products of parts, and what is dropped is 2^-22
+/// of it. Tensor cores cut sums off instead of rounding them, so that long sums would lose more than float32 does: the small products are
+/// summed apart from the large ones, and what a tile is read for is summed by itself before it is added to what was read before it.
+/// Powers of two keep float16 in its range: one for a query, one for a tile, one for the weights.
+///
+/// A row is doubtful if a number that is not finite comes before it, or if its scores can be wrong by more than float32 makes them. What
+/// is doubtful is written down and left to RecallForward. Otherwise numbers are those of recall_forward.hpp but that 16-bit memories meet
+/// weights that are rounded to 16 bits. What a thread of such a kernel has is told in fast_weight_chunk.hpp.
+#pragma once
+
+#include "recollect/cuda/recall_forward.hpp"
+#include "recollect/cuda/recall_half_pack.hpp"
+
+namespace recollect::cuda {
+
+struct RecallSm80Arguments {
+  RecallArguments recall;
+  const char *keys = nullptr, *values = nullptr;  // packed
+};
+
+/// T: float16 or bfloat16, of query, keys and values alike; float for any types, which are split.
+template <class T, int Width>
+struct RecallSm80 {
+  using Arguments = RecallSm80Arguments;
+  static constexpr bool split = std::is_same_v<T, float>;
+  using Half = std::conditional_t<split, float16, T>;
+  using Memories = HalfMemory<split, Width>;
+  using Tile = HalfTile<Width>;
+  static constexpr int architecture = 80;
+  static constexpr const char* name = "recall_sm80";
+  static constexpr int warps = 4, threads = warps * warp_size, warp_rows = 32, rows = warps * warp_rows;
+  static constexpr int slots = Width == 64 ? 4 : split ? 2 : 3;
+
+  static constexpr index_t splits(const RecallArguments& a) {
+    return splits_of(a.outer * tiles_of(a.rows, rows), tiles_of(a.patterns, patterns));
+  }
+  static constexpr index_t blocks(const Arguments& a) { return a.recall.outer * a.recall.splits * tiles_of(a.recall.rows, rows); }
+  static constexpr index_t shared_bytes() { return table_begin + rows * sizeof(Known); }
+
+  template <class Thread>
+  static constexpr void run(const Thread& thread, const Arguments& arguments) {
+    const RecallArguments& a = arguments.recall;
+    const Part part = part_of(a, thread.block());
+    for (int item = 0; item < slots - 1; ++item) fetch(thread, arguments, part, item);
+    const int first = part.first_row + thread.index() / warp_size * warp_rows;  // of the warp
+    load_queries(thread, a, part.outer, first);
+    const index_t last = first + warp_rows < a.rows ? first + warp_rows - 1 : a.rows - 1;
+    const int seen = first < a.rows ? static_cast<int>(a.limit(first, last)) : 0;
+    State state[4];
+    Pieces<Width> sums;
+    clear(sums);
+    Sizes sizes;
+    int item = 0;
+    for (int tile = part.tile; tile < part.end; ++tile, ++item) {
+      const bool looks = tile * patterns < seen;
+      Weights weights, rest;
+      float shrink[4] = {};
+      int slot = arrived(thread, arguments, part, item);
+      if (looks) {
+        Pieces<patterns> scores;
+        compare(thread, slot, scores);
+        weigh(thread, sizes.of_keys(line(thread, slot)), tile * patterns, scores, state, shrink);
+        round(thread, scores, weights, rest);
+      }
+      if (!a.shared()) slot = arrived(thread, arguments, part, ++item);
+      if (looks) add_weighted(thread, slot, sizes.of_values(line(thread, slot)), weights, rest, shrink, sums);
+    }
+    finish(thread, a, part, first, sizes, state, sums);
+  }
+
+ private:
+  static constexpr int patterns = Memories::patterns, parts = Memories::parts;
+  /// Weights are up to 2^lifted: float16 has few numbers near 0.
+  static constexpr int lifted = dtype_of<Half> == dtype::float16 ? 14 : 0;
+  static constexpr float lift_down = lifted == 0 ? 1.0f : 0x1p-14f;
+  /// In shared memory: the queries, the ring, the lines of its tiles, and what is known of rows.
+  static constexpr std::uint32_t query_bytes = rows * Tile::row_bytes, ring_begin = parts * query_bytes;
+  static constexpr std::uint32_t line_begin = ring_begin + slots * Memories::bytes, table_begin = line_begin + slots * 16;
+  /// In the place of queries and ring at the end: sums, and the states of rows.
+  static constexpr std::uint32_t ends_begin = rows * Width * sizeof(float);
+
+  using State = math::OnlineSoftmax<float>;  // of a lane's four rows; sums are of its own columns until the end
+  template <int columns>
+  using Pieces = Sums[2][columns / 8];  // 32 rows
+  using Weights = Words[2][patterns / 16];
+
+  struct Known {
+    index_t query = -1;  // where it begins
+    float factor = 0;    // from products of what was brought into range to scores
+    int limit = 0;
+  };
+
+  /// What a block does: some rows of an outer entry, some tiles of its patterns. No card has room for rows that an int cannot count.
+  struct Part {
+    int outer = 0, split = 0, first_row = 0, tile = 0, end = 0, tiles = 0;
+  };
+
+  /// What the tiles of a warp were brought into range by.
+  struct Sizes {
+    float largest_key = 0;
+    bool lost = false;
+
+    constexpr float of_keys(float up) {
+      largest_key = up > largest_key ? up : largest_key;
+      return of_values(up);
+    }
+    constexpr float of_values(float up) {
+      lost |= up == infinity;
+      return up;
+    }
+  };
+
+  /// The last rows come first: of causal ones they have the most to do.
+  static constexpr Part part_of(const RecallArguments& a, index_t block) {
+    const index_t row_tiles = tiles_of(a.rows, rows), rest = block / row_tiles, split = rest % a.splits;
+    const index_t first = (row_tiles - 1 - block % row_tiles) * rows, last = first + rows < a.rows ? first + rows - 1 : a.rows - 1;
+    const index_t seen = tiles_of(a.limit(first, last), patterns);
+    const auto small = [](index_t number) { return static_cast<int>(number); };
+    return {small(rest / a.splits),
+            small(split),
+            small(first),
+            small(first_tile(seen, split, a.splits)),
+            small(first_tile(seen, split + 1, a.splits)),
+            small(tiles_of(a.patterns, patterns))};
+  }
+
+  template <class Thread>
+  static constexpr float line(const Thread& thread, int slot) {
+    return *reinterpret_cast<const float*>(thread.shared() + line_begin + slot * 16);
+  }
+  template <class Thread>
+  static constexpr Known* table(const Thread& thread) {
+    return reinterpret_cast<Known*>(thread.shared() + table_begin);
+  }
+  template <class Thread>
+  static constexpr std::uint32_t slot_begin(const Thread& thread, int slot) {
+    return thread.address(thread.shared()) + ring_begin + slot * Memories::bytes;
+  }
+  /// The first of a lane's rows in the block; the others are 8, 16 and 24 behind it.
+  template <class Thread>
+  static constexpr int own_row(const Thread& thread) {
+    return thread.index() / warp_size * warp_rows + lane_of(thread) / 4;
+  }
+
+  /// Item `item` of all that a block reads is on its way into its slot: a tile, or of different keys and values each in turn.
+  template <class Thread>
+  static constexpr void fetch(const Thread& thread, const Arguments& arguments, const Part& part, int item) {
+    const bool shared = arguments.recall.shared();
+    const int tile = part.tile + (shared ? item : item / 2), slot = item % slots;
+    if (tile < part.end) {
+      const char* const from = (shared || item % 2 == 0 ? arguments.keys : arguments.values) +
+                               (static_cast<index_t>(part.outer) * part.tiles + tile) * Memories::pitch;
+      const std::uint32_t to = slot_begin(thread, slot);
+      for (std::uint32_t at = 16 * thread.index(); at < Memories::bytes; at += 16 * threads) thread.copy16(to + at, from + at, true);
+      if (thread.index() == 0)
+        thread.copy16(thread.address(thread.shared()) + line_begin + slot * 16, from + Memories::bytes, true);
+    }
+    thread.commit_copies();
+  }
+
+  /// The slot of an item that is there; the item before it is done with, and another one takes its slot.
+  template <class Thread>
+  static constexpr int arrived(const Thread& thread, const Arguments& arguments, const Part& part, int item) {
+    thread.template wait_copies<slots - 2>();
+    thread.barrier();
+    fetch(thread, arguments, part, item + slots - 1);
+    return item % slots;
+  }
+
+  /// The warp's rows of queries into shared memory. The sign of a scale is the query's, so that -inf stays what it is.
+  template <class Thread>
+  static constexpr void load_queries(const Thread& thread, const RecallArguments& a, int outer, int first) {
+    constexpr int at_once = 4, pairs = Width / 64;
+    const int lane = lane_of(thread), begin = thread.index() / warp_size * warp_rows;
+    Known* const known = table(thread) + begin;
+    const Row own = row_of(a, outer, first + lane);
+    known[lane] = {own.query, own.factor, static_cast<int>(own.sight.limit)};
+    thread.warp_barrier();
+    for (int r = 0; r < warp_rows; r += at_once) {
+      float numbers[at_once][2 * pairs];
+      visit_query(a.query.type, [&]<class Stored>() {
+#pragma unroll
+        for (int i = 0; i < at_once; ++i)
+#pragma unroll
+          for (int k = 0; k < 2 * pairs; ++k) {
+            const int column = k / 2 * 64 + 2 * lane + k % 2;
+            const bool there = known[r + i].query >= 0 && column < a.width;
+            numbers[i][k] = there ? read<Stored>(a.query.at.data, known[r + i].query + column * a.query.at.inner) : 0.0f;
+          }
+      });
+      Fit sizes[at_once];
+#pragma unroll
+      for (int i = 0; i < at_once; ++i) sizes[i] = put_query(thread, known[r + i].factor < 0, begin + r + i, numbers[i]);
+      thread.warp_barrier();
+#pragma unroll
+      for (int i = 0; i < at_once; ++i)
+        if (lane == i) known[r + i].factor = std::fmax(std::fabs(known[r + i].factor), 1e-30f) * sizes[i].up;
+    }
+    thread.warp_barrier();
+  }
+
+  template <class Visit>
+  static constexpr void visit_query(dtype type, Visit&& visit) {
+    if constexpr (split)
+      visit_stored(type, visit);
+    else
+      visit.template operator()<T>();
+  }
+
+  /// A lane's pairs of one query.
+  template <class Thread, int count>
+  static constexpr Fit put_query(const Thread& thread, bool negative, int row, const float (&numbers)[count]) {
+    Fit size;
+    if constexpr (split) {
+      float largest = 0;
+#pragma unroll
+      for (float number : numbers) {
+        const float of_number = is_finite(number) ? std::fabs(number) : infinity;
+        largest = of_number > largest ? of_number : largest;
+      }
+      size = lift(largest_of_lanes<warp_size>(thread, largest));
+    }
+    const float factor = negative ? -size.down : size.down;
+#pragma unroll
+    for (int k = 0; k < count; k += 2) {
+      const float low = numbers[k] * factor, high = numbers[k + 1] * factor;
+      char* const to = thread.shared() + Tile::offset(row, k / 2 * 64 + 2 * lane_of(thread));
+      std::uint32_t words[2] = {};
+      if constexpr (split)
+        split_heads(thread, low, high, words);
+      else
+        words[0] = thread.template rounded<Half>(low, high);
+#pragma unroll
+      for (int p = 0; p < parts; ++p) *reinterpret_cast<std::uint32_t*>(to + p * query_bytes) = words[p];
+    }
+    return size;
+  }
+
+  template <int count>
+  static constexpr void clear(Sums (&sums)[2][count]) {
+#pragma unroll
+    for (int i = 0; i < 8 * count; ++i) sums[i / 4 / count][i / 4 % count][i % 4] = 0;
+  }
+
+  /// sums (32 x 16) += a . b
+  template <class Thread, int count>
+  static constexpr void multiply(const Thread& thread, const Words (&a)[2], const Words& b, int place, Sums (&sums)[2][count]) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+#pragma unroll
+      for (int side = 0; side < 2; ++side)
+        thread.template multiply<Half>(sums[half][place + side], a[half], b[2 * side], b[2 * side + 1]);
+  }
+
+  /// Products of the warp's queries and the keys of a slot.
+  template <class Thread>
+  static constexpr void compare(const Thread& thread, int slot, Pieces<patterns>& scores) {
+    const int lane = lane_of(thread), begin = thread.index() / warp_size * warp_rows;
+    const std::uint32_t queries = thread.address(thread.shared()) + begin * Tile::row_bytes + Tile::down(lane);
+    const std::uint32_t keys = slot_begin(thread, slot) + Tile::across(lane);
+    Pieces<split ? patterns : 8> small;
+    clear(scores), clear(small);
+#pragma unroll
+    for (int k = 0; k < Width; k += 16) {
+      Words query[2], query_rest[2];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const std::uint32_t place = Tile::moved(queries, 16 * half, k);
+        thread.template matrices<false>(query[half], place);
+        if constexpr (split) thread.template matrices<false>(query_rest[half], place + query_bytes);
+      }
+#pragma unroll
+      for (int p = 0; p < patterns / 16; ++p) {
+        Words key;
+        const std::uint32_t place = Tile::moved(keys, 16 * p, k);
+        thread.template matrices<false>(key, place);
+        multiply(thread, query, key, 2 * p, scores);
+        if constexpr (split) {
+          multiply(thread, query_rest, key, 2 * p, small);
+          thread.template matrices<false>(key, place + Memories::part_bytes);
+          multiply(thread, query, key, 2 * p, small);
+        }
+      }
+    }
+    if constexpr (split)
+#pragma unroll
+      for (int i = 0; i < patterns; ++i) scores[i / 4 % 2][i / 8][i % 4] += small[i / 4 % 2][i / 8][i % 4];
+  }
+
+  /// Products become weights, and what was summed before shrinks by a factor. `first` is the tile's first pattern.
+  template <class Thread>
+  static constexpr void weigh(const Thread& thread, float up, int first, Pieces<patterns>& scores, State (&state)[4], float (&shrink)[4]) {
+    const Known* const known = table(thread) + own_row(thread);
+    const int column = lane_of(thread) % 4 * 2;
+#pragma unroll
+    for (int h = 0; h < 4; ++h) {
+      const float factor = split ? std::fmax(known[8 * h].factor * up, 1e-36f) : known[8 * h].factor;
+      const int left = known[8 * h].limit - first;
+      const auto each = [&](auto&& visit) {
+#pragma unroll
+        for (int n = 0; n < patterns / 8; ++n)
+#pragma unroll
+          for (int k = 0; k < 2; ++k) visit(scores[h / 2][n][h % 2 * 2 + k], 8 * n + k);
+      };
+      if (left < patterns) each([&](float& score, int at) { score = column + at < left ? score : -infinity; });
+      float largest = -infinity, sum = 0;
+      each([&](float score, int) { largest = score > largest ? score : largest; });
+      shrink[h] = state[h].raise(factor * largest_of_lanes<4>(thread, largest));
+      const float reference = state[h].reference() - lifted;
+      each([&](float& score, int) {
+        score = thread.exp2(std::fma(score, factor, -reference));
+        sum += score;
+      });
+      state[h].sum += sum;
+    }
+  }
+
+  template <class Thread>
+  static constexpr void round(const Thread& thread, const Pieces<patterns>& scores, Weights& weights, Weights& rest) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+#pragma unroll
+      for (int p = 0; p < patterns / 16; ++p) {
+        const Sums &left = scores[half][2 * p], &right = scores[half][2 * p + 1];
+        if constexpr (split)
+          split_heads(thread, left, right, weights[half][p], rest[half][p]);
+        else
+          cuda::round<Half>(thread, left, right, 1, weights[half][p]);
+      }
+  }
+
+  /// sums <- shrink sums + up weights . the values of a slot
+  template <class Thread>
+  static constexpr void add_weighted(const Thread& thread, int slot, float up, const Weights& weights, const Weights& rest,
+                                     const float (&shrink)[4], Pieces<Width>& sums) {
+    constexpr int steps = patterns / 16;
+    const std::uint32_t values = slot_begin(thread, slot) + Tile::down(lane_of(thread));
+#pragma unroll
+    for (int c = 0; c < Width; c += 16) {
+      Words value[parts][steps];
+      Pieces<16> piece;
+      clear(piece);
+#pragma unroll
+      for (int i = 0; i < parts * steps; ++i)
+        thread.template matrices<true>(value[i / steps][i % steps], Tile::moved(values, 16 * (i % steps), c) + i / steps * Memories::part_bytes);
+      const auto add = [&](const Weights& left, const Words (&right)[steps]) {
+#pragma unroll
+        for (int p = 0; p < steps; ++p)
+#pragma unroll
+          for (int i = 0; i < 4; ++i)
+            thread.template multiply<Half>(piece[i / 2][i % 2], left[i / 2][p], right[p][i % 2 * 2], right[p][i % 2 * 2 + 1]);
+      };
+      if constexpr (split) add(rest, value[0]), add(weights, value[1]);
+      add(weights, value[0]);
+#pragma unroll
+      for (int i = 0; i < 16; ++i) {
+        float& sum = sums[i / 8][c / 8 + i / 4 % 2][i % 4];
+        const float added = piece[i / 8][i / 4 % 2][i % 4];
+        sum = std::fma(sum, shrink[i / 8 * 2 + i % 4 / 2], split ? added * up : added);
+      }
+    }
+  }
+
+  /// Whether a row's results may be wrong. What is lost of numbers far smaller than the largest of a query or tile, 2^-40 of these at most,
+  /// adds up over all columns; a score may be wrong by 2^-21, or as much of the largest one.
+  static constexpr bool doubtful(const Known& known, const Sizes& sizes, const State& state) {
+    if (!split || sizes.lost) return sizes.lost;
+    constexpr float of_products = Width * 0x1p-9f;
+    const float wrong = known.factor * sizes.largest_key * of_products, largest = std::fmax(std::fabs(state.reference()), 1.0f);
+    return !(wrong <= 0x1p-21f * largest) || known.factor < 1e-37f;
+  }
+
+  /// Where number `column` of a row is in shared memory on its way out: four neighbouring rows are in different banks.
+  static constexpr int place(int row, int column) { return row * Width + (column ^ row % 4 * 8); }
+
+  /// A warp's sums and states go into shared memory; then each lane is concerned with one row, and each row is written by all lanes.
+  template <class Thread>
+  static constexpr void finish(const Thread& thread, const RecallArguments& a, const Part& part, int first, const Sizes& sizes,
+                               const State (&state)[4], const Pieces<Width>& sums) {
+    static_assert(ends_begin + rows * sizeof(State) <= line_begin);
+    const int lane = lane_of(thread), begin = thread.index() / warp_size * warp_rows;
+    float* const numbers = reinterpret_cast<float*>(thread.shared()) + begin * Width;
+    State* const ends = reinterpret_cast<State*>(thread.shared() + ends_begin) + begin;
+    thread.barrier();  // nobody reads queries or tiles any more
+#pragma unroll
+    for (int h = 0; h < 4; ++h) {
+      const float sum = sum_of_lanes<4>(thread, state[h].sum) * lift_down;
+      if (lane % 4 == 0) ends[8 * h + lane / 4] = {state[h].largest, sum};
+#pragma unroll
+      for (int n = 0; n < Width / 8; ++n)
+#pragma unroll
+        for (int k = 0; k < 2; ++k) numbers[place(8 * h + lane / 4, 8 * n + lane % 4 * 2 + k)] = sums[h / 2][n][h % 2 * 2 + k];
+    }
+    thread.warp_barrier();
+    Known& known = table(thread)[begin + lane];
+    known = end_row(a, part, first + lane, doubtful(known, sizes, ends[lane]), ends[lane]);
+    thread.warp_barrier();
+    if (a.splits > 1)
+      store<float>(thread, numbers, a.partial_sums, 1, a.value_width);
+    else if (a.out.given())
+      visit_query(a.out.type, [&]<class Stored>() { store<Stored>(thread, numbers, a.out.at.data, a.out.at.inner, a.value_width); });
+  }
+
+  /// What is told of a row, where it begins in what is written, or -1, and the factor of its numbers.
+  static constexpr Known end_row(const RecallArguments& a, const Part& part, index_t r, bool doubt, const State& state) {
+    if (r >= a.rows) return {};
+    const index_t entry = (static_cast<index_t>(part.split) * a.outer + part.outer) * a.rows + r;
+    a.doubts[entry] = doubt;
+    if (doubt) return {};
+    if (a.splits > 1) {
+      a.partial_states[2 * entry] = state.largest, a.partial_states[2 * entry + 1] = state.sum;
+      return {entry * a.value_width, lift_down, 0};
+    }
+    write_row_results(a, part.outer, r, state);
+    return {a.offsets(part.outer, r, a.out)[0], state.sum == 0 ? 0.0f : lift_down / state.sum, 0};
+  }
+
+  template <class Stored, class Thread>
+  static constexpr void store(const Thread& thread, const float* numbers, void* to, index_t inner, int width) {
+    const Known* const known = table(thread) + thread.index() / warp_size * warp_rows;
+    for (int row = 0; row < warp_rows; ++row) {
+      if (known[row].query < 0) continue;
+#pragma unroll
+      for (int column = lane_of(thread); column < Width; column += warp_size)
+        if (column < width) write<Stored>(to, known[row].query + column * inner, numbers[place(row, column)] * known[row].factor);
+    }
+  }
+};
+
+}  // namespace recollect::cuda
