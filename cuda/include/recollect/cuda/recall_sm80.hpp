@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /// Attention and Hopfield retrieval for the tensor cores of every card since compute capability 8.0: rows of up to 128 numbers, memories
-/// packed by recall_half_pack.hpp; no mask, no bias. A warp owns 32 rows of queries. Tiles of patterns pass through a ring of slots in
+/// packed by recall_half_pack.hpp; no mask, no bias. A warp owns 16 or 32 rows of queries, as registers allow. Tiles of patterns pass through a ring of slots in
 /// shared memory, keys and values in turn where they differ; softmax is taken in registers, and weights are left operands where they are.
 ///
 /// Numbers of float32 are split into two of float16: a product of two numbers has three products of parts, and what is dropped is 2^-22
@@ -33,7 +33,7 @@ struct RecallSm80 {
   using Tile = HalfTile<Width>;
   static constexpr int architecture = 80;
   static constexpr const char* name = "recall_sm80";
-  static constexpr int warps = 4, threads = warps * warp_size, warp_rows = 32, rows = warps * warp_rows;
+  static constexpr int rows = 128, warp_rows = Width == 64 ? 32 : 16, threads = rows / warp_rows * warp_size;
   static constexpr int slots = Width == 64 ? 4 : split ? 2 : 3;
 
   static constexpr index_t splits(const RecallArguments& a) {
@@ -47,11 +47,11 @@ struct RecallSm80 {
     const RecallArguments& a = arguments.recall;
     const Part part = part_of(a, thread.block());
     for (int item = 0; item < slots - 1; ++item) fetch(thread, arguments, part, item);
-    const int first = part.first_row + thread.index() / warp_size * warp_rows;  // of the warp
+    const int first = part.first_row + warp_begin(thread);  // of the warp
     load_queries(thread, a, part.outer, first);
     const index_t last = first + warp_rows < a.rows ? first + warp_rows - 1 : a.rows - 1;
     const int seen = first < a.rows ? static_cast<int>(a.limit(first, last)) : 0;
-    State state[4];
+    State state[own_rows];
     Pieces<Width> sums;
     clear(sums);
     Sizes sizes;
@@ -59,7 +59,7 @@ struct RecallSm80 {
     for (int tile = part.tile; tile < part.end; ++tile, ++item) {
       const bool looks = tile * patterns < seen;
       Weights weights, rest;
-      float shrink[4] = {};
+      float shrink[own_rows] = {};
       int slot = arrived(thread, arguments, part, item);
       if (looks) {
         Pieces<patterns> scores;
@@ -74,7 +74,7 @@ struct RecallSm80 {
   }
 
  private:
-  static constexpr int patterns = Memories::patterns, parts = Memories::parts;
+  static constexpr int patterns = Memories::patterns, parts = Memories::parts, halves = warp_rows / 16, own_rows = 2 * halves;
   /// Weights are up to 2^lifted: float16 has few numbers near 0.
   static constexpr int lifted = dtype_of<Half> == dtype::float16 ? 14 : 0;
   static constexpr float lift_down = lifted == 0 ? 1.0f : 0x1p-14f;
@@ -84,10 +84,10 @@ struct RecallSm80 {
   /// In the place of queries and ring at the end: sums, and the states of rows.
   static constexpr std::uint32_t ends_begin = rows * Width * sizeof(float);
 
-  using State = math::OnlineSoftmax<float>;  // of a lane's four rows; sums are of its own columns until the end
+  using State = math::OnlineSoftmax<float>;  // of a lane's rows; sums are of its own columns until the end
   template <int columns>
-  using Pieces = Sums[2][columns / 8];  // 32 rows
-  using Weights = Words[2][patterns / 16];
+  using Pieces = Sums[halves][columns / 8];  // of a warp's rows
+  using Weights = Words[halves][patterns / 16];
 
   struct Known {
     index_t query = -1;  // where it begins
@@ -141,10 +141,10 @@ struct RecallSm80 {
   static constexpr std::uint32_t slot_begin(const Thread& thread, int slot) {
     return thread.address(thread.shared()) + ring_begin + slot * Memories::bytes;
   }
-  /// The first of a lane's rows in the block; the others are 8, 16 and 24 behind it.
+  /// The first of a warp's rows in the block. A lane has rows lane / 4, lane / 4 + 8, ... of them.
   template <class Thread>
-  static constexpr int own_row(const Thread& thread) {
-    return thread.index() / warp_size * warp_rows + lane_of(thread) / 4;
+  static constexpr int warp_begin(const Thread& thread) {
+    return thread.index() / warp_size * warp_rows;
   }
 
   /// Item `item` of all that a block reads is on its way into its slot: a tile, or of different keys and values each in turn.
@@ -176,10 +176,12 @@ struct RecallSm80 {
   template <class Thread>
   static constexpr void load_queries(const Thread& thread, const RecallArguments& a, int outer, int first) {
     constexpr int at_once = 4, pairs = Width / 64;
-    const int lane = lane_of(thread), begin = thread.index() / warp_size * warp_rows;
+    const int lane = lane_of(thread), begin = warp_begin(thread);
     Known* const known = table(thread) + begin;
-    const Row own = row_of(a, outer, first + lane);
-    known[lane] = {own.query, own.factor, static_cast<int>(own.sight.limit)};
+    if (lane < warp_rows) {
+      const Row own = row_of(a, outer, first + lane);
+      known[lane] = {own.query, own.factor, static_cast<int>(own.sight.limit)};
+    }
     thread.warp_barrier();
     for (int r = 0; r < warp_rows; r += at_once) {
       float numbers[at_once][2 * pairs];
@@ -241,35 +243,39 @@ struct RecallSm80 {
     return size;
   }
 
+  /// Number i of all.
   template <int count>
-  static constexpr void clear(Sums (&sums)[2][count]) {
-#pragma unroll
-    for (int i = 0; i < 8 * count; ++i) sums[i / 4 / count][i / 4 % count][i % 4] = 0;
+  static constexpr float& at(Sums (&sums)[halves][count], int i) {
+    return sums[i / 4 / count][i / 4 % count][i % 4];
   }
 
-  /// sums (32 x 16) += a . b
+  template <int count>
+  static constexpr void clear(Sums (&sums)[halves][count]) {
+#pragma unroll
+    for (int i = 0; i < 4 * halves * count; ++i) at(sums, i) = 0;
+  }
+
+  /// sums (warp_rows x 16, two pieces from `place` on) += a . b
   template <class Thread, int count>
-  static constexpr void multiply(const Thread& thread, const Words (&a)[2], const Words& b, int place, Sums (&sums)[2][count]) {
+  static constexpr void multiply(const Thread& thread, const Words (&a)[halves], const Words& b, int place, Sums (&sums)[halves][count]) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half)
-#pragma unroll
-      for (int side = 0; side < 2; ++side)
-        thread.template multiply<Half>(sums[half][place + side], a[half], b[2 * side], b[2 * side + 1]);
+    for (int i = 0; i < 2 * halves; ++i)
+      thread.template multiply<Half>(sums[i / 2][place + i % 2], a[i / 2], b[i % 2 * 2], b[i % 2 * 2 + 1]);
   }
 
   /// Products of the warp's queries and the keys of a slot.
   template <class Thread>
   static constexpr void compare(const Thread& thread, int slot, Pieces<patterns>& scores) {
-    const int lane = lane_of(thread), begin = thread.index() / warp_size * warp_rows;
-    const std::uint32_t queries = thread.address(thread.shared()) + begin * Tile::row_bytes + Tile::down(lane);
+    const int lane = lane_of(thread);
+    const std::uint32_t queries = thread.address(thread.shared()) + warp_begin(thread) * Tile::row_bytes + Tile::down(lane);
     const std::uint32_t keys = slot_begin(thread, slot) + Tile::across(lane);
     Pieces<split ? patterns : 8> small;
     clear(scores), clear(small);
 #pragma unroll
     for (int k = 0; k < Width; k += 16) {
-      Words query[2], query_rest[2];
+      Words query[halves], query_rest[halves];
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
+      for (int half = 0; half < halves; ++half) {
         const std::uint32_t place = Tile::moved(queries, 16 * half, k);
         thread.template matrices<false>(query[half], place);
         if constexpr (split) thread.template matrices<false>(query_rest[half], place + query_bytes);
@@ -287,18 +293,19 @@ struct RecallSm80 {
         }
       }
     }
-    if constexpr (split)
+    if constexpr (split) {
 #pragma unroll
-      for (int i = 0; i < patterns; ++i) scores[i / 4 % 2][i / 8][i % 4] += small[i / 4 % 2][i / 8][i % 4];
+      for (int i = 0; i < halves * patterns / 2; ++i) at(scores, i) += at(small, i);
+    }
   }
 
   /// Products become weights, and what was summed before shrinks by a factor. `first` is the tile's first pattern.
   template <class Thread>
-  static constexpr void weigh(const Thread& thread, float up, int first, Pieces<patterns>& scores, State (&state)[4], float (&shrink)[4]) {
-    const Known* const known = table(thread) + own_row(thread);
+  static constexpr void weigh(const Thread& thread, float up, int first, Pieces<patterns>& scores, State (&state)[own_rows], float (&shrink)[own_rows]) {
+    const Known* const known = table(thread) + warp_begin(thread) + lane_of(thread) / 4;
     const int column = lane_of(thread) % 4 * 2;
 #pragma unroll
-    for (int h = 0; h < 4; ++h) {
+    for (int h = 0; h < own_rows; ++h) {
       const float factor = split ? std::fmax(known[8 * h].factor * up, 1e-36f) : known[8 * h].factor;
       const int left = known[8 * h].limit - first;
       const auto each = [&](auto&& visit) {
@@ -323,7 +330,7 @@ struct RecallSm80 {
   template <class Thread>
   static constexpr void round(const Thread& thread, const Pieces<patterns>& scores, Weights& weights, Weights& rest) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half)
+    for (int half = 0; half < halves; ++half)
 #pragma unroll
       for (int p = 0; p < patterns / 16; ++p) {
         const Sums &left = scores[half][2 * p], &right = scores[half][2 * p + 1];
@@ -337,7 +344,7 @@ struct RecallSm80 {
   /// sums <- shrink sums + up weights . the values of a slot
   template <class Thread>
   static constexpr void add_weighted(const Thread& thread, int slot, float up, const Weights& weights, const Weights& rest,
-                                     const float (&shrink)[4], Pieces<Width>& sums) {
+                                     const float (&shrink)[own_rows], Pieces<Width>& sums) {
     constexpr int steps = patterns / 16;
     const std::uint32_t values = slot_begin(thread, slot) + Tile::down(lane_of(thread));
 #pragma unroll
@@ -350,17 +357,16 @@ struct RecallSm80 {
         thread.template matrices<true>(value[i / steps][i % steps], Tile::moved(values, 16 * (i % steps), c) + i / steps * Memories::part_bytes);
       const auto add = [&](const Weights& left, const Words (&right)[steps]) {
 #pragma unroll
-        for (int p = 0; p < steps; ++p)
-#pragma unroll
-          for (int i = 0; i < 4; ++i)
-            thread.template multiply<Half>(piece[i / 2][i % 2], left[i / 2][p], right[p][i % 2 * 2], right[p][i % 2 * 2 + 1]);
+        for (int i = 0; i < 2 * halves * steps; ++i)
+          thread.template multiply<Half>(piece[i / 2 % halves][i % 2], left[i / 2 % halves][i / own_rows],
+                                         right[i / own_rows][i % 2 * 2], right[i / own_rows][i % 2 * 2 + 1]);
       };
       if constexpr (split) add(rest, value[0]), add(weights, value[1]);
       add(weights, value[0]);
 #pragma unroll
-      for (int i = 0; i < 16; ++i) {
+      for (int i = 0; i < 8 * halves; ++i) {
         float& sum = sums[i / 8][c / 8 + i / 4 % 2][i % 4];
-        const float added = piece[i / 8][i / 4 % 2][i % 4];
+        const float added = at(piece, i);
         sum = std::fma(sum, shrink[i / 8 * 2 + i % 4 / 2], split ? added * up : added);
       }
     }
@@ -381,14 +387,14 @@ struct RecallSm80 {
   /// A warp's sums and states go into shared memory; then each lane is concerned with one row, and each row is written by all lanes.
   template <class Thread>
   static constexpr void finish(const Thread& thread, const RecallArguments& a, const Part& part, int first, const Sizes& sizes,
-                               const State (&state)[4], const Pieces<Width>& sums) {
+                               const State (&state)[own_rows], const Pieces<Width>& sums) {
     static_assert(ends_begin + rows * sizeof(State) <= line_begin);
-    const int lane = lane_of(thread), begin = thread.index() / warp_size * warp_rows;
+    const int lane = lane_of(thread), begin = warp_begin(thread);
     float* const numbers = reinterpret_cast<float*>(thread.shared()) + begin * Width;
     State* const ends = reinterpret_cast<State*>(thread.shared() + ends_begin) + begin;
     thread.barrier();  // nobody reads queries or tiles any more
 #pragma unroll
-    for (int h = 0; h < 4; ++h) {
+    for (int h = 0; h < own_rows; ++h) {
       const float sum = sum_of_lanes<4>(thread, state[h].sum) * lift_down;
       if (lane % 4 == 0) ends[8 * h + lane / 4] = {state[h].largest, sum};
 #pragma unroll
@@ -397,8 +403,10 @@ struct RecallSm80 {
         for (int k = 0; k < 2; ++k) numbers[place(8 * h + lane / 4, 8 * n + lane % 4 * 2 + k)] = sums[h / 2][n][h % 2 * 2 + k];
     }
     thread.warp_barrier();
-    Known& known = table(thread)[begin + lane];
-    known = end_row(a, part, first + lane, doubtful(known, sizes, ends[lane]), ends[lane]);
+    if (lane < warp_rows) {
+      Known& known = table(thread)[begin + lane];
+      known = end_row(a, part, first + lane, doubtful(known, sizes, ends[lane]), ends[lane]);
+    }
     thread.warp_barrier();
     if (a.splits > 1)
       store<float>(thread, numbers, a.partial_sums, 1, a.value_width);
@@ -422,7 +430,7 @@ struct RecallSm80 {
 
   template <class Stored, class Thread>
   static constexpr void store(const Thread& thread, const float* numbers, void* to, index_t inner, int width) {
-    const Known* const known = table(thread) + thread.index() / warp_size * warp_rows;
+    const Known* const known = table(thread) + warp_begin(thread);
     for (int row = 0; row < warp_rows; ++row) {
       if (known[row].query < 0) continue;
 #pragma unroll
