@@ -117,9 +117,7 @@ void forward_with(std::string_view op, Device& device, RecallArguments a, Argume
 /// One softmax of all rows, or `steps` of them in one launch.
 template <class Device>
 void forward(std::string_view op, Device& device, RecallArguments a, const Bank& from, index_t steps = 1) {
-  const auto portable = [&]<class Kernel>() {
-    forward_with<Kernel>(op, device, a, [](const RecallArguments& all) { return all; });
-  };
+  const auto portable = [&]<class Kernel>() { forward_with<Kernel>(op, device, a, [](const RecallArguments& all) { return all; }); };
   if (from.keys && from.halves == dtype::none)
     return select_tensor_cores(a.key.type, a.width, a.shared(), [&]<class Kernel>() {
       forward_with<Kernel>(op, device, a, [&](const RecallArguments& all) {
@@ -130,9 +128,7 @@ void forward(std::string_view op, Device& device, RecallArguments a, const Bank&
     select_halves(from.halves, from.width, [&]<class Pack, class Kernel>() {
       a.doubt_parts = Kernel::splits(a);
       a.doubts = static_cast<bool*>(device.scratch(a.doubt_parts * a.outer * a.rows));
-      forward_with<Kernel>(op, device, a, [&](const RecallArguments& all) {
-        return RecallSm80Arguments{all, from.keys, from.values};
-      });
+      forward_with<Kernel>(op, device, a, [&](const RecallArguments& all) { return RecallSm80Arguments{all, from.keys, from.values}; });
     });
     a.only_doubtful = true;
   }

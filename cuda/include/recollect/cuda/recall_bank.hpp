@@ -72,7 +72,7 @@ void retrieve_stored(Device& device, hopfield::operands in, double beta, index_t
     bank.extents[0] = patterns;
     bank.extents[1] = bank.strides[0] = numbers;
   };
-  const Bank banks{static_cast<const char*>(in.patterns.data), static_cast<const char*>(in.values.data), {}, {}};
+  const Bank banks{static_cast<const char*>(in.patterns.data), static_cast<const char*>(in.values.data)};
   as_rows(in.patterns, width);
   if (in.values.given()) as_rows(in.values, packed ? width : in.values.extents[1]);
   retrieve(device, in, beta, how, out, {}, packed ? &banks : nullptr);

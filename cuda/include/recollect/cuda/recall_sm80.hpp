@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 /// Attention and Hopfield retrieval for the tensor cores of every card since compute capability 8.0: rows of up to 128 numbers, memories
-/// packed by recall_half_pack.hpp; no mask, no bias. A warp owns 16 or 32 rows of queries, as registers allow. Tiles of patterns pass through a ring of slots in
-/// shared memory, keys and values in turn where they differ; softmax is taken in registers, and weights are left operands where they are.
+/// packed by recall_half_pack.hpp; no mask, no bias. A warp owns 16 or 32 rows of queries, as registers allow. Tiles of patterns pass
+/// through a ring of slots in shared memory, keys and values in turn where they differ; softmax is taken in registers, and weights are left
+/// operands where they are.
 ///
 /// Numbers of float32 are split into two of float16: a product of two numbers has three products of parts, and what is dropped is 2^-22
 /// of it. Tensor cores cut sums off instead of rounding them, so that long sums would lose more than float32 does: the small products are
@@ -14,7 +15,7 @@
 #pragma once
 
 #include "recollect/cuda/recall_forward.hpp"
-#include "recollect/cuda/recall_half_pack.hpp"
+#include "recollect/cuda/recall_half_rows.hpp"
 
 namespace recollect::cuda {
 
@@ -23,24 +24,19 @@ struct RecallSm80Arguments {
   const char *keys = nullptr, *values = nullptr;  // packed
 };
 
-/// T: float16 or bfloat16, of query, keys and values alike; float for any types, which are split.
 template <class T, int Width>
-struct RecallSm80 {
+struct RecallSm80 : RecallHalfRows<T, Width> {
   using Arguments = RecallSm80Arguments;
-  static constexpr bool split = std::is_same_v<T, float>;
-  using Half = std::conditional_t<split, float16, T>;
-  using Memories = HalfMemory<split, Width>;
-  using Tile = HalfTile<Width>;
   static constexpr int architecture = 80;
   static constexpr const char* name = "recall_sm80";
-  static constexpr int rows = 128, warp_rows = Width == 64 ? 32 : 16, threads = rows / warp_rows * warp_size;
-  static constexpr int slots = Width == 64 ? 4 : split ? 2 : 3;
+  using Rows = RecallHalfRows<T, Width>;
+  using Rows::rows, Rows::split, Rows::threads, Rows::warp_rows;
 
   static constexpr index_t splits(const RecallArguments& a) {
     return splits_of(a.outer * tiles_of(a.rows, rows), tiles_of(a.patterns, patterns));
   }
   static constexpr index_t blocks(const Arguments& a) { return a.recall.outer * a.recall.splits * tiles_of(a.recall.rows, rows); }
-  static constexpr index_t shared_bytes() { return table_begin + rows * sizeof(Known); }
+  static constexpr index_t shared_bytes() { return Rows::bytes; }
 
   template <class Thread>
   static constexpr void run(const Thread& thread, const Arguments& arguments) {
@@ -48,7 +44,7 @@ struct RecallSm80 {
     const Part part = part_of(a, thread.block());
     for (int item = 0; item < slots - 1; ++item) fetch(thread, arguments, part, item);
     const int first = part.first_row + warp_begin(thread);  // of the warp
-    load_queries(thread, a, part.outer, first);
+    Rows::load_queries(thread, a, part.outer, first);
     const index_t last = first + warp_rows < a.rows ? first + warp_rows - 1 : a.rows - 1;
     const int seen = first < a.rows ? static_cast<int>(a.limit(first, last)) : 0;
     State state[own_rows];
@@ -59,41 +55,33 @@ struct RecallSm80 {
     for (int tile = part.tile; tile < part.end; ++tile, ++item) {
       const bool looks = tile * patterns < seen;
       Weights weights, rest;
-      float shrink[own_rows] = {};
+      float shrink[own_rows] = {}, gain[own_rows] = {};
       int slot = arrived(thread, arguments, part, item);
       if (looks) {
         Pieces<patterns> scores;
-        compare(thread, slot, scores);
-        weigh(thread, sizes.of_keys(line(thread, slot)), tile * patterns, scores, state, shrink);
+        Rows::compare(thread, slot, scores);
+        weigh(thread, sizes.of_keys(line(thread, slot)), tile * patterns, scores, state, shrink, gain);
         round(thread, scores, weights, rest);
       }
       if (!a.shared()) slot = arrived(thread, arguments, part, ++item);
-      if (looks) add_weighted(thread, slot, sizes.of_values(line(thread, slot)), weights, rest, shrink, sums);
+      if (looks) add_weighted(thread, slot, sizes.of_values(line(thread, slot)), weights, rest, shrink, gain, sums);
     }
     finish(thread, a, part, first, sizes, state, sums);
   }
 
  private:
-  static constexpr int patterns = Memories::patterns, parts = Memories::parts, halves = warp_rows / 16, own_rows = 2 * halves;
+  using Rows::at, Rows::clear, Rows::halves, Rows::line, Rows::line_begin, Rows::own_rows, Rows::parts, Rows::patterns, Rows::slot_begin,
+      Rows::slots, Rows::table, Rows::visit_query, Rows::warp_begin;
+  using typename Rows::Half, typename Rows::Known, typename Rows::Memories, typename Rows::Tile;
+  template <int columns>
+  using Pieces = typename Rows::template Pieces<columns>;
+  using State = math::OnlineSoftmax<float>;  // of a lane's rows; sums are of its own columns until the end
+  using Weights = Words[halves][patterns / 16];
   /// Weights are up to 2^lifted: float16 has few numbers near 0.
   static constexpr int lifted = dtype_of<Half> == dtype::float16 ? 14 : 0;
   static constexpr float lift_down = lifted == 0 ? 1.0f : 0x1p-14f;
-  /// In shared memory: the queries, the ring, the lines of its tiles, and what is known of rows.
-  static constexpr std::uint32_t query_bytes = rows * Tile::row_bytes, ring_begin = parts * query_bytes;
-  static constexpr std::uint32_t line_begin = ring_begin + slots * Memories::bytes, table_begin = line_begin + slots * 16;
   /// In the place of queries and ring at the end: sums, and the states of rows.
   static constexpr std::uint32_t ends_begin = rows * Width * sizeof(float);
-
-  using State = math::OnlineSoftmax<float>;  // of a lane's rows; sums are of its own columns until the end
-  template <int columns>
-  using Pieces = Sums[halves][columns / 8];  // of a warp's rows
-  using Weights = Words[halves][patterns / 16];
-
-  struct Known {
-    index_t query = -1;  // where it begins
-    float factor = 0;    // from products of what was brought into range to scores
-    int limit = 0;
-  };
 
   /// What a block does: some rows of an outer entry, some tiles of its patterns. No card has room for rows that an int cannot count.
   struct Part {
@@ -129,24 +117,6 @@ struct RecallSm80 {
             small(tiles_of(a.patterns, patterns))};
   }
 
-  template <class Thread>
-  static constexpr float line(const Thread& thread, int slot) {
-    return *reinterpret_cast<const float*>(thread.shared() + line_begin + slot * 16);
-  }
-  template <class Thread>
-  static constexpr Known* table(const Thread& thread) {
-    return reinterpret_cast<Known*>(thread.shared() + table_begin);
-  }
-  template <class Thread>
-  static constexpr std::uint32_t slot_begin(const Thread& thread, int slot) {
-    return thread.address(thread.shared()) + ring_begin + slot * Memories::bytes;
-  }
-  /// The first of a warp's rows in the block. A lane has rows lane / 4, lane / 4 + 8, ... of them.
-  template <class Thread>
-  static constexpr int warp_begin(const Thread& thread) {
-    return thread.index() / warp_size * warp_rows;
-  }
-
   /// Item `item` of all that a block reads is on its way into its slot: a tile, or of different keys and values each in turn.
   template <class Thread>
   static constexpr void fetch(const Thread& thread, const Arguments& arguments, const Part& part, int item) {
@@ -157,8 +127,7 @@ struct RecallSm80 {
                                (static_cast<index_t>(part.outer) * part.tiles + tile) * Memories::pitch;
       const std::uint32_t to = slot_begin(thread, slot);
       for (std::uint32_t at = 16 * thread.index(); at < Memories::bytes; at += 16 * threads) thread.copy16(to + at, from + at, true);
-      if (thread.index() == 0)
-        thread.copy16(thread.address(thread.shared()) + line_begin + slot * 16, from + Memories::bytes, true);
+      if (thread.index() == 0) thread.copy16(thread.address(thread.shared()) + line_begin + slot * 16, from + Memories::bytes, true);
     }
     thread.commit_copies();
   }
@@ -172,136 +141,11 @@ struct RecallSm80 {
     return item % slots;
   }
 
-  /// The warp's rows of queries into shared memory. The sign of a scale is the query's, so that -inf stays what it is.
+  /// Products become weights, relative to the tile's largest score: a tile that has little weight is read as closely as any other. What
+  /// was summed before shrinks, and what comes grows, by a factor. `first` is the tile's first pattern.
   template <class Thread>
-  static constexpr void load_queries(const Thread& thread, const RecallArguments& a, int outer, int first) {
-    constexpr int at_once = 4, pairs = Width / 64;
-    const int lane = lane_of(thread), begin = warp_begin(thread);
-    Known* const known = table(thread) + begin;
-    if (lane < warp_rows) {
-      const Row own = row_of(a, outer, first + lane);
-      known[lane] = {own.query, own.factor, static_cast<int>(own.sight.limit)};
-    }
-    thread.warp_barrier();
-    for (int r = 0; r < warp_rows; r += at_once) {
-      float numbers[at_once][2 * pairs];
-      visit_query(a.query.type, [&]<class Stored>() {
-#pragma unroll
-        for (int i = 0; i < at_once; ++i)
-#pragma unroll
-          for (int k = 0; k < 2 * pairs; ++k) {
-            const int column = k / 2 * 64 + 2 * lane + k % 2;
-            const bool there = known[r + i].query >= 0 && column < a.width;
-            numbers[i][k] = there ? read<Stored>(a.query.at.data, known[r + i].query + column * a.query.at.inner) : 0.0f;
-          }
-      });
-      Fit sizes[at_once];
-#pragma unroll
-      for (int i = 0; i < at_once; ++i) sizes[i] = put_query(thread, known[r + i].factor < 0, begin + r + i, numbers[i]);
-      thread.warp_barrier();
-#pragma unroll
-      for (int i = 0; i < at_once; ++i)
-        if (lane == i) known[r + i].factor = std::fmax(std::fabs(known[r + i].factor), 1e-30f) * sizes[i].up;
-    }
-    thread.warp_barrier();
-  }
-
-  template <class Visit>
-  static constexpr void visit_query(dtype type, Visit&& visit) {
-    if constexpr (split)
-      visit_stored(type, visit);
-    else
-      visit.template operator()<T>();
-  }
-
-  /// A lane's pairs of one query.
-  template <class Thread, int count>
-  static constexpr Fit put_query(const Thread& thread, bool negative, int row, const float (&numbers)[count]) {
-    Fit size;
-    if constexpr (split) {
-      float largest = 0;
-#pragma unroll
-      for (float number : numbers) {
-        const float of_number = is_finite(number) ? std::fabs(number) : infinity;
-        largest = of_number > largest ? of_number : largest;
-      }
-      size = lift(largest_of_lanes<warp_size>(thread, largest));
-    }
-    const float factor = negative ? -size.down : size.down;
-#pragma unroll
-    for (int k = 0; k < count; k += 2) {
-      const float low = numbers[k] * factor, high = numbers[k + 1] * factor;
-      char* const to = thread.shared() + Tile::offset(row, k / 2 * 64 + 2 * lane_of(thread));
-      std::uint32_t words[2] = {};
-      if constexpr (split)
-        split_heads(thread, low, high, words);
-      else
-        words[0] = thread.template rounded<Half>(low, high);
-#pragma unroll
-      for (int p = 0; p < parts; ++p) *reinterpret_cast<std::uint32_t*>(to + p * query_bytes) = words[p];
-    }
-    return size;
-  }
-
-  /// Number i of all.
-  template <int count>
-  static constexpr float& at(Sums (&sums)[halves][count], int i) {
-    return sums[i / 4 / count][i / 4 % count][i % 4];
-  }
-
-  template <int count>
-  static constexpr void clear(Sums (&sums)[halves][count]) {
-#pragma unroll
-    for (int i = 0; i < 4 * halves * count; ++i) at(sums, i) = 0;
-  }
-
-  /// sums (warp_rows x 16, two pieces from `place` on) += a . b
-  template <class Thread, int count>
-  static constexpr void multiply(const Thread& thread, const Words (&a)[halves], const Words& b, int place, Sums (&sums)[halves][count]) {
-#pragma unroll
-    for (int i = 0; i < 2 * halves; ++i)
-      thread.template multiply<Half>(sums[i / 2][place + i % 2], a[i / 2], b[i % 2 * 2], b[i % 2 * 2 + 1]);
-  }
-
-  /// Products of the warp's queries and the keys of a slot.
-  template <class Thread>
-  static constexpr void compare(const Thread& thread, int slot, Pieces<patterns>& scores) {
-    const int lane = lane_of(thread);
-    const std::uint32_t queries = thread.address(thread.shared()) + warp_begin(thread) * Tile::row_bytes + Tile::down(lane);
-    const std::uint32_t keys = slot_begin(thread, slot) + Tile::across(lane);
-    Pieces<split ? patterns : 8> small;
-    clear(scores), clear(small);
-#pragma unroll
-    for (int k = 0; k < Width; k += 16) {
-      Words query[halves], query_rest[halves];
-#pragma unroll
-      for (int half = 0; half < halves; ++half) {
-        const std::uint32_t place = Tile::moved(queries, 16 * half, k);
-        thread.template matrices<false>(query[half], place);
-        if constexpr (split) thread.template matrices<false>(query_rest[half], place + query_bytes);
-      }
-#pragma unroll
-      for (int p = 0; p < patterns / 16; ++p) {
-        Words key;
-        const std::uint32_t place = Tile::moved(keys, 16 * p, k);
-        thread.template matrices<false>(key, place);
-        multiply(thread, query, key, 2 * p, scores);
-        if constexpr (split) {
-          multiply(thread, query_rest, key, 2 * p, small);
-          thread.template matrices<false>(key, place + Memories::part_bytes);
-          multiply(thread, query, key, 2 * p, small);
-        }
-      }
-    }
-    if constexpr (split) {
-#pragma unroll
-      for (int i = 0; i < halves * patterns / 2; ++i) at(scores, i) += at(small, i);
-    }
-  }
-
-  /// Products become weights, and what was summed before shrinks by a factor. `first` is the tile's first pattern.
-  template <class Thread>
-  static constexpr void weigh(const Thread& thread, float up, int first, Pieces<patterns>& scores, State (&state)[own_rows], float (&shrink)[own_rows]) {
+  static constexpr void weigh(const Thread& thread, float up, int first, Pieces<patterns>& scores, State (&state)[own_rows],
+                              float (&shrink)[own_rows], float (&gain)[own_rows]) {
     const Known* const known = table(thread) + warp_begin(thread) + lane_of(thread) / 4;
     const int column = lane_of(thread) % 4 * 2;
 #pragma unroll
@@ -315,15 +159,17 @@ struct RecallSm80 {
           for (int k = 0; k < 2; ++k) visit(scores[h / 2][n][h % 2 * 2 + k], 8 * n + k);
       };
       if (left < patterns) each([&](float& score, int at) { score = column + at < left ? score : -infinity; });
-      float largest = -infinity, sum = 0;
-      each([&](float score, int) { largest = score > largest ? score : largest; });
-      shrink[h] = state[h].raise(factor * largest_of_lanes<4>(thread, largest));
-      const float reference = state[h].reference() - lifted;
+      State tile;
+      each([&](float score, int) { tile.largest = score > tile.largest ? score : tile.largest; });
+      tile.largest = factor * largest_of_lanes<4>(thread, tile.largest);
+      shrink[h] = state[h].raise(tile.largest);
+      gain[h] = thread.exp2(tile.largest - state[h].reference());
+      const float reference = tile.reference() - lifted;
       each([&](float& score, int) {
         score = thread.exp2(std::fma(score, factor, -reference));
-        sum += score;
+        tile.sum += score;
       });
-      state[h].sum += sum;
+      state[h].sum = std::fma(tile.sum, gain[h], state[h].sum);
     }
   }
 
@@ -341,10 +187,10 @@ struct RecallSm80 {
       }
   }
 
-  /// sums <- shrink sums + up weights . the values of a slot
+  /// sums <- shrink sums + gain up weights . the values of a slot
   template <class Thread>
   static constexpr void add_weighted(const Thread& thread, int slot, float up, const Weights& weights, const Weights& rest,
-                                     const float (&shrink)[own_rows], Pieces<Width>& sums) {
+                                     const float (&shrink)[own_rows], const float (&gain)[own_rows], Pieces<Width>& sums) {
     constexpr int steps = patterns / 16;
     const std::uint32_t values = slot_begin(thread, slot) + Tile::down(lane_of(thread));
 #pragma unroll
@@ -354,20 +200,21 @@ struct RecallSm80 {
       clear(piece);
 #pragma unroll
       for (int i = 0; i < parts * steps; ++i)
-        thread.template matrices<true>(value[i / steps][i % steps], Tile::moved(values, 16 * (i % steps), c) + i / steps * Memories::part_bytes);
-      const auto add = [&](const Weights& left, const Words (&right)[steps]) {
+        thread.template matrices<true>(value[i / steps][i % steps],
+                                       Tile::moved(values, 16 * (i % steps), c) + i / steps * Memories::part_bytes);
+      const auto add = [&](const Weights& left, const Words(&right)[steps]) {
 #pragma unroll
         for (int i = 0; i < 2 * halves * steps; ++i)
-          thread.template multiply<Half>(piece[i / 2 % halves][i % 2], left[i / 2 % halves][i / own_rows],
-                                         right[i / own_rows][i % 2 * 2], right[i / own_rows][i % 2 * 2 + 1]);
+          thread.template multiply<Half>(piece[i / 2 % halves][i % 2], left[i / 2 % halves][i / own_rows], right[i / own_rows][i % 2 * 2],
+                                         right[i / own_rows][i % 2 * 2 + 1]);
       };
       if constexpr (split) add(rest, value[0]), add(weights, value[1]);
       add(weights, value[0]);
 #pragma unroll
       for (int i = 0; i < 8 * halves; ++i) {
+        const int h = i / 8 * 2 + i % 4 / 2;
         float& sum = sums[i / 8][c / 8 + i / 4 % 2][i % 4];
-        const float added = at(piece, i);
-        sum = std::fma(sum, shrink[i / 8 * 2 + i % 4 / 2], split ? added * up : added);
+        sum = std::fma(sum, shrink[h], at(piece, i) * (split ? gain[h] * up : gain[h]));
       }
     }
   }
