@@ -79,7 +79,7 @@ struct RecallHalfRows {
       thread.warp_barrier();
 #pragma unroll
       for (int i = 0; i < at_once; ++i)
-        if (lane == i) known[r + i].factor = std::fmax(std::fabs(known[r + i].factor), 1e-30f) * sizes[i].up;
+        if (lane == i) known[r + i].factor = std::fabs(known[r + i].factor) * sizes[i].up;
     }
     thread.warp_barrier();
   }

@@ -150,7 +150,7 @@ struct RecallSm80 : RecallHalfRows<T, Width> {
     const int column = lane_of(thread) % 4 * 2;
 #pragma unroll
     for (int h = 0; h < own_rows; ++h) {
-      const float factor = split ? std::fmax(known[8 * h].factor * up, 1e-36f) : known[8 * h].factor;
+      const float factor = std::fmax(split ? known[8 * h].factor * up : known[8 * h].factor, 1e-36f);  // -inf stays what it is
       const int left = known[8 * h].limit - first;
       const auto each = [&](auto&& visit) {
 #pragma unroll
@@ -222,10 +222,11 @@ struct RecallSm80 : RecallHalfRows<T, Width> {
   /// Whether a row's results may be wrong. What is lost of numbers far smaller than the largest of a query or tile, 2^-40 of these at most,
   /// adds up over all columns; a score may be wrong by 2^-21, or as much of the largest one.
   static constexpr bool doubtful(const Known& known, const Sizes& sizes, const State& state) {
-    if (!split || sizes.lost) return sizes.lost;
+    if (sizes.lost || !(known.factor >= 1e-37f)) return true;
+    if (!split) return false;
     constexpr float of_products = Width * 0x1p-9f;
     const float wrong = known.factor * sizes.largest_key * of_products, largest = std::fmax(std::fabs(state.reference()), 1.0f);
-    return !(wrong <= 0x1p-21f * largest) || known.factor < 1e-37f;
+    return !(wrong <= 0x1p-21f * largest);
   }
 
   /// Where number `column` of a row is in shared memory on its way out: four neighbouring rows are in different banks.
