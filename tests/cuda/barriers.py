@@ -34,7 +34,7 @@ KERNELS = {
 }
 ORDER = re.compile(
     r"\s*(if \(.*\) )?thread\.(barrier|fence_async|wait|arrive|expect|start_products|commit_products|template finish_products<\d>|"
-    r"commit_copies|template wait_copies<\d>|warp_barrier)"
+    r"commit_copies|template wait_copies<[^>]*>|warp_barrier)"
     r"\(.*\);( *//.*)?"
 )
 

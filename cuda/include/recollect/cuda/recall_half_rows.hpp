@@ -50,7 +50,8 @@ struct RecallHalfRows {
     return thread.index() / warp_size * warp_rows;
   }
 
-  /// The warp's rows of queries into shared memory. The sign of a scale is the query's, so that -inf stays what it is.
+  /// The warp's rows of queries into shared memory, to be read behind a barrier. The sign of a scale is the query's, so that -inf stays
+  /// what it is.
   template <class Thread>
   static constexpr void load_queries(const Thread& thread, const RecallArguments& a, int outer, int first) {
     constexpr int at_once = 4, pairs = Width / 64;
@@ -81,7 +82,6 @@ struct RecallHalfRows {
       for (int i = 0; i < at_once; ++i)
         if (lane == i) known[r + i].factor = std::fabs(known[r + i].factor) * sizes[i].up;
     }
-    thread.warp_barrier();
   }
 
   template <class Visit>
