@@ -88,8 +88,8 @@ constexpr Fit fit_of(const Thread& thread, const Sums (&numbers)[count]) {
   return fit<T>(largest_of_lanes<warp_size>(thread, largest));
 }
 
-/// Numbers of float32 as two of float16 each, head and rest: together they are within 2^-22 of a number, and 2^-25, of it. Brought below
-/// 2^15 first, numbers down to 2^-17 of the largest are so as float32 is, nearly; what is smaller is held to 2^-40 of the largest.
+/// Numbers of float32 as two of float16, head and rest, which together miss a number by 2^-22 of it and 2^-25 at most. Where the largest is
+/// brought to 2^14 ... 2^15 first, numbers down to 2^-17 of it have 22 bits, and smaller ones miss by 2^-40 of the largest.
 
 /// The nearest number of 11 bits.
 constexpr float head(float x) { return std::bit_cast<float>((std::bit_cast<std::uint32_t>(x) + 0x1000u) & 0xffffe000u); }

@@ -25,7 +25,7 @@ struct RecallHalfRows {
   };
 
   /// In shared memory: the rows, the ring, the lines of its tiles, and what is known of rows.
-  static constexpr std::uint32_t row_bytes = rows * Tile::row_bytes, ring_begin = parts * row_bytes;
+  static constexpr std::uint32_t rows_bytes = rows * Tile::row_bytes, ring_begin = parts * rows_bytes;
   static constexpr std::uint32_t line_begin = ring_begin + slots * Memories::bytes, table_begin = line_begin + slots * 16;
   static constexpr index_t bytes = table_begin + rows * sizeof(Known);
 
@@ -116,7 +116,7 @@ struct RecallHalfRows {
       else
         words[0] = thread.template rounded<Half>(low, high);
 #pragma unroll
-      for (int p = 0; p < parts; ++p) *reinterpret_cast<std::uint32_t*>(to + p * row_bytes) = words[p];
+      for (int p = 0; p < parts; ++p) *reinterpret_cast<std::uint32_t*>(to + p * rows_bytes) = words[p];
     }
     return size;
   }
@@ -156,7 +156,7 @@ struct RecallHalfRows {
       for (int half = 0; half < halves; ++half) {
         const std::uint32_t place = Tile::moved(queries, 16 * half, k);
         thread.template matrices<false>(query[half], place);
-        if constexpr (split) thread.template matrices<false>(query_rest[half], place + row_bytes);
+        if constexpr (split) thread.template matrices<false>(query_rest[half], place + rows_bytes);
       }
 #pragma unroll
       for (int p = 0; p < patterns / 16; ++p) {
