@@ -80,8 +80,8 @@ def _refused(name: str) -> Any:
 class DeviceMemory(HopfieldMemory):
     """What ``HopfieldMemory.from_patterns`` makes of arrays of a CUDA device (PyTorch, CuPy, JAX): a memory that stays there.
 
-    It holds copies, of the type that came, in the layout that the kernels of the device read: where tensor cores serve (compute
-    capability 9.0, float16 or bfloat16, 64 or 128 wide, no values or such of the same type and width), packed once for all retrievals.
+    It holds copies, of the type that came, in the layout that the kernels of the device read: on compute capability 9.0, of float16 or
+    bfloat16, 64 or 128 wide, without values or with such of the same type and width, packed for tensor cores once for all retrievals.
     ``retrieve`` takes cues of the stored type and gives results of it; it and ``add`` take the ``stream`` to queue their work on, and
     nothing waits: what is added on one stream and read on another is for the caller to put in order. Ids count up from 0. Everything
     else a HopfieldMemory can do, and every argument that a device has no use for, is refused by name.

@@ -22,6 +22,9 @@ KERNELS = {
     "recall_sum": "test_recall_gradients",
     "recall_sm90": "test_recall_sm90",
     "recall_pack": "test_recall_bank",
+    "recall_sm80": "test_recall_sm80",
+    "recall_half_rows": "test_recall_sm80",
+    "recall_half_pack": "test_recall_sm80",
     "fast_weight_scan": "test_fast_weight",
     "fast_weight_chunk": "test_fast_weight_chunk",
     "fast_weight_chunk_reverse": "test_fast_weight_chunk_gradient",
@@ -34,7 +37,7 @@ KERNELS = {
 }
 ORDER = re.compile(
     r"\s*(if \(.*\) )?thread\.(barrier|fence_async|wait|arrive|expect|start_products|commit_products|template finish_products<\d>|"
-    r"commit_copies|template wait_copies<\d>|warp_barrier)"
+    r"commit_copies|template wait_copies<[^>]*>|warp_barrier)"
     r"\(.*\);( *//.*)?"
 )
 

@@ -72,6 +72,12 @@ class AmpereBlock : public Block {
   std::vector<int> met_;
 };
 
+/// Sums of tensor cores are not rounded but cut off, towards 0.
+inline float cut_off(double sum) {
+  const float nearest = static_cast<float>(sum);
+  return std::isfinite(nearest) && std::abs(nearest) > std::abs(sum) ? std::nextafter(nearest, 0.0f) : nearest;
+}
+
 class AmpereThread : public Thread {
  public:
   static constexpr int architecture = 80;
@@ -141,9 +147,10 @@ class AmpereThread : public Thread {
         }
       for (int lane = 0; lane < warp_size; ++lane)
         for (int i = 0; i < 4; ++i) {
-          float sum = lanes[lane]->sums[i];
-          for (int k = 0; k < 16; ++k) sum += left[accumulator_row(lane, i)][k] * right[k][accumulator_column(lane, i)];
-          lanes[lane]->sums[i] = sum;
+          double sum = lanes[lane]->sums[i];
+          for (int k = 0; k < 16; ++k)
+            sum += static_cast<double>(left[accumulator_row(lane, i)][k]) * right[k][accumulator_column(lane, i)];
+          lanes[lane]->sums[i] = cut_off(sum);
         }
     });
   }

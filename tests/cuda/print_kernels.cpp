@@ -34,6 +34,12 @@ int main() {
     for (const auto rule : {fast_weight::rule::sum, fast_weight::rule::delta})
       for (const dtype type : {dtype::float16, dtype::bfloat16})
         if (width <= 128) cuda::select_chunk(type, width, rule, []<class Chunk, class Reverse>() { print<Chunk>(), print<Reverse>(); });
+    for (const dtype type : {dtype::float32, dtype::float16, dtype::bfloat16})
+      if (width <= 128)
+        cuda::select_halves(type, width, [&]<class Pack, class Kernel>() {
+          if (type != dtype::bfloat16) print<Pack>();  // the same for all 16-bit types
+          print<Kernel>();
+        });
     cuda::select_forward(width, []<class Kernel>() { print<Kernel>(); });
     cuda::select_top_k(width, []<class Kernel>() { print<Kernel>(); });
     cuda::select_backward(width, []<class Rows, class Patterns>() { print<Rows>(), print<Patterns>(); });

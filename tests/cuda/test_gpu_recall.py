@@ -54,6 +54,38 @@ def test_tensor_cores(torch: Any, errors: Errors, size: tuple[int, ...], dtype: 
     errors.check("lse of halves", lse, wanted.lse, 1e-4)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("causal", [False, True, "top-left"])
+@pytest.mark.parametrize(
+    "size", [(130, 300, 64, 64), (700, 500, 128, 100), (40, 30000, 128, 128), (9, 33, 20, 40)], ids=str
+)
+def test_tensor_cores_since_80(
+    torch: Any, errors: Errors, size: tuple[int, ...], causal: bool | str, dtype: str
+) -> None:
+    n, m, d, e = size
+    q, k, v = arrays(torch, n + m, (2, n, d), (2, m, d), (2, m, e), dtype=dtype)
+    out = poisoned(torch, 2, n, e, dtype=q.dtype)
+    _, lse = rc.attention.attend(q, k, v, causal=causal, out=out, return_lse=True)
+    wanted = oracle.attend(numbers(q), numbers(k), numbers(v), causal=causal)
+    errors.check(f"causal {dtype}", out, wanted.out, 2e-6 if dtype == "float32" else BOUNDS[dtype])
+    errors.check(f"lse of {dtype}", lse, wanted.lse, 2e-6)
+    for _ in range(20):  # a race shows as a difference
+        assert torch.equal(rc.attention.attend(q, k, v, causal=causal), out)
+
+
+def test_float32_of_all_sizes(torch: Any, errors: Errors) -> None:
+    """Powers of two bring rows and tiles into the range of float16; what does not fit there is computed without it."""
+    q, x = arrays(torch, 31, (200, 64), (3000, 64))
+    for size in (1e-20, 1.0, 1e20, 1e30):
+        got = rc.hopfield.retrieve(q, x * size, beta=0.5 / size) / size
+        errors.check("sizes", got, oracle.attend(numbers(q), *2 * [numbers(x)], scale=0.5).out, 1e-5)
+    x[5, 3], x[7, 1] = 1e30, float("nan")
+    assert torch.isnan(rc.hopfield.retrieve(q, x, beta=0.5)).all()
+    got = rc.attention.attend(q, x, x, causal="top-left")
+    wanted = oracle.attend(numbers(q[:5]), *2 * [numbers(x[:5])], causal="top-left")
+    errors.check("before what is not finite", got[:5], wanted.out, 1e-5)
+
+
 @pytest.mark.parametrize("beta", [0.01, 1.0])  # scores within a bound, and not
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("size", [(1, 70000, 64), (64, 300000, 128), (130, 3000, 128), (7, 500, 40)], ids=str)

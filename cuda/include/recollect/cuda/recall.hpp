@@ -60,9 +60,11 @@ inline RecallArguments arguments(std::string_view op, const RecallOperands& in, 
   return a;
 }
 
-/// Memories packed for tensor cores; nothing where portable kernels serve.
+/// Memories packed for tensor cores; nothing where portable kernels serve. Those for RecallSm80 say of which type and width.
 struct Bank {
   const char *keys = nullptr, *values = nullptr;
+  dtype halves = dtype::none;
+  int width = 0;
 };
 
 template <class Device>
@@ -80,31 +82,59 @@ const char* packed(std::string_view op, Device& device, const RecallArguments& a
 template <class Device>
 Bank bank(std::string_view op, Device& device, const RecallArguments& a) {
   Bank to;
-  if (!on_tensor_cores(device.architecture(), a) || a.outer * a.rows == 0) return to;
-  to.keys = packed(op, device, a, a.key);
-  if (!a.shared()) to.values = packed(op, device, a, a.value);
+  if (a.outer * a.rows == 0) return to;
+  if (on_tensor_cores(device.architecture(), a)) {
+    to.keys = packed(op, device, a, a.key);
+    if (!a.shared()) to.values = packed(op, device, a, a.value);
+    return to;
+  }
+  to.halves = halves_of(device.architecture(), a);
+  to.width = std::max(a.width, a.value_width);
+  if (to.halves == dtype::none) return to;
+  select_halves(to.halves, to.width, [&]<class Pack, class Kernel>() {
+    const auto pack_rows = [&](const Memory& memory, int width) {
+      HalfPackArguments pack{memory, a.outer_axes, a.outer, a.patterns, width, nullptr};
+      pack.packed = static_cast<char*>(device.scratch(Pack::blocks(pack) * Pack::Tiles::pitch));
+      launch<Pack>(op, device, pack);
+      return pack.packed;
+    };
+    to.keys = pack_rows(a.key, a.width);
+    if (!a.shared()) to.values = pack_rows(a.value, a.value_width);
+  });
   return to;
+}
+
+/// Launches Kernel with room for the parts of its splits, and what merges them.
+template <class Kernel, class Device, class Arguments>
+void forward_with(std::string_view op, Device& device, RecallArguments a, Arguments&& arguments) {
+  a.splits = Kernel::splits(a);
+  if (a.splits > 1) {
+    a.partial_sums = static_cast<float*>(device.scratch(a.splits * a.outer * a.rows * a.value_width * sizeof(float)));
+    a.partial_states = static_cast<float*>(device.scratch(a.splits * a.outer * a.rows * 2 * sizeof(float)));
+  }
+  launch<Kernel>(op, device, arguments(a));
+  if (a.splits > 1) launch<RecallMerge>(op, device, a);
 }
 
 /// One softmax of all rows, or `steps` of them in one launch.
 template <class Device>
 void forward(std::string_view op, Device& device, RecallArguments a, const Bank& from, index_t steps = 1) {
-  const auto run = [&]<class Kernel>() {
-    a.splits = Kernel::splits(a);
-    if (a.splits > 1) {
-      a.partial_sums = static_cast<float*>(device.scratch(a.splits * a.outer * a.rows * a.value_width * sizeof(float)));
-      a.partial_states = static_cast<float*>(device.scratch(a.splits * a.outer * a.rows * 2 * sizeof(float)));
-    }
-    if constexpr (requires { Kernel::architecture; })
-      launch<Kernel>(op, device, {a, from.keys, from.values, static_cast<int>(steps)});
-    else
-      launch<Kernel>(op, device, a);
-    if (a.splits > 1) launch<RecallMerge>(op, device, a);
-  };
-  if (from.keys)
-    select_tensor_cores(a.key.type, a.width, a.shared(), run);
-  else
-    select_forward(std::max(a.width, a.value_width), run);
+  const auto portable = [&]<class Kernel>() { forward_with<Kernel>(op, device, a, [](const RecallArguments& all) { return all; }); };
+  if (from.keys && from.halves == dtype::none)
+    return select_tensor_cores(a.key.type, a.width, a.shared(), [&]<class Kernel>() {
+      forward_with<Kernel>(op, device, a, [&](const RecallArguments& all) {
+        return typename Kernel::Arguments{all, from.keys, from.values, static_cast<int>(steps)};
+      });
+    });
+  if (from.keys) {
+    select_halves(from.halves, from.width, [&]<class Pack, class Kernel>() {
+      a.doubt_parts = Kernel::splits(a);
+      a.doubts = static_cast<bool*>(device.scratch(a.doubt_parts * a.outer * a.rows));
+      forward_with<Kernel>(op, device, a, [&](const RecallArguments& all) { return RecallSm80Arguments{all, from.keys, from.values}; });
+    });
+    a.only_doubtful = true;
+  }
+  select_forward(std::max(a.width, a.value_width), portable);
 }
 
 /// Rows of `width` numbers for all rows and outer entries, one after the other.
@@ -313,7 +343,7 @@ void retrieve(Device& device, const hopfield::operands& in, double beta, const h
   const bool ends = how.tol >= 0 && updates > 1, counts = out.steps.given() || out.converged.given();
   // Nobody wants to know of the states between, and no block needs what another one reads.
   const bool silent = kept.empty() && !out.energy.given() && !counts && !ends;
-  const bool at_once = silent && from.keys && steps_in_one_launch(p.arguments);
+  const bool at_once = silent && from.keys && from.halves == dtype::none && steps_in_one_launch(p.arguments);
   const index_t launches = at_once ? 1 : how.steps;
   const Visited<Device> visited(device, p, launches, kept);
   RecallArguments update = p.arguments, read = p.arguments;

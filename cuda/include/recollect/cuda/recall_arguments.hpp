@@ -56,6 +56,10 @@ struct RecallArguments {
   float *partial_sums = nullptr, *partial_states = nullptr;
   /// (outer, rows): rows that have come to rest. Blocks of such rows leave; what a row gets among others is taken back (recall_moved.hpp).
   const bool* resting = nullptr;
+  /// Of every part, outer entry and row: whether a kernel for tensor cores leaves the row to the portable one, which then serves no other.
+  bool* doubts = nullptr;
+  index_t doubt_parts = 0;
+  bool only_doubtful = false;
 
   constexpr bool shared() const { return !value.given(); }
 
@@ -67,6 +71,14 @@ struct RecallArguments {
     if (!resting) return false;
     const index_t own = first + thread.index();
     return !thread.any(thread.index() < count && own < rows && !rests(o, own));
+  }
+
+  /// Whether there is a row r that a kernel is to write the results of.
+  constexpr bool wants(index_t o, index_t r) const {
+    if (r >= rows || doubt_parts == 0) return r < rows;
+    bool doubtful = false;
+    for (index_t part = 0; part < doubt_parts; ++part) doubtful |= doubts[(part * outer + o) * rows + r];
+    return doubtful == only_doubtful;
   }
 
   constexpr float scale_at(index_t place) const { return scale.given() ? read(scale.at.data, scale.type, place) : scale_number; }

@@ -40,6 +40,8 @@ struct RecallForward {
     float* const weights = memory + T::floats;
     const Place at = place_of(thread);
     Row* const table = reinterpret_cast<Row*>(weights + T::weight_floats);
+    const bool wanted = thread.index() < T::rows && a.wants(o, first_row + thread.index());
+    if (!thread.any(wanted)) return;
     if (thread.index() < T::rows) table[thread.index()] = row_of(a, o, first_row + thread.index());
     thread.barrier();
     load_tile<T>(thread, a.query.at.data, a.query.type, a.query.at.inner, a.width, queries, [&](int r) { return table[r].query; });
@@ -106,7 +108,7 @@ struct RecallForward {
                                const math::OnlineSoftmax<float> (&state)[T::per_thread], typename T::Sums& sums, Row* table, float* tile) {
     const bool whole = a.splits == 1;
     const index_t part = (split * a.outer + o) * a.rows, own = first_row + thread.index();
-    if (thread.index() < T::rows && own < a.rows)
+    if (thread.index() < T::rows && a.wants(o, own))
       table[thread.index()].out = whole ? a.offsets(o, own, a.out)[0] : (part + own) * a.value_width;
 #pragma unroll
     for (int i = 0; i < T::per_thread; ++i) {
@@ -114,7 +116,7 @@ struct RecallForward {
       const float factor = !whole ? 1.0f : state[i].sum == 0 ? 0.0f : 1 / state[i].sum;
 #pragma unroll
       for (int m = 0; m < 4 * T::quads; ++m) sums[i][m] *= factor;
-      if (at.x != 0 || r >= a.rows) continue;
+      if (at.x != 0 || !a.wants(o, r)) continue;
       if (whole)
         write_row_results(a, o, r, state[i]);
       else
@@ -145,7 +147,7 @@ struct RecallMerge {
   static constexpr void run(const Thread& thread, const Arguments& a) {
     const int lane = thread.index() % warp_size, warp = thread.index() / warp_size, member = warp % team(a);
     const index_t all = a.outer * a.rows, row = thread.block() * (warps / team(a)) + warp / team(a);
-    const bool there = row < all && !a.rests(row / a.rows, row % a.rows);
+    const bool there = row < all && a.wants(row / a.rows, row % a.rows) && !a.rests(row / a.rows, row % a.rows);
     math::OnlineSoftmax<float> state;
     float* const sums = reinterpret_cast<float*>(thread.shared()) + warp * widest;
     if (there) {

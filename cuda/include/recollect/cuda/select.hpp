@@ -16,6 +16,7 @@
 #include "recollect/cuda/recall_backward.hpp"
 #include "recollect/cuda/recall_backward_bias.hpp"
 #include "recollect/cuda/recall_forward.hpp"
+#include "recollect/cuda/recall_sm80.hpp"
 #include "recollect/cuda/recall_sm90.hpp"
 #include "recollect/cuda/top_k_scan.hpp"
 
@@ -47,6 +48,28 @@ void select_tensor_cores(dtype type, int width, bool shared, Run&& run) {
   };
   if (type == dtype::float16) return with_type.template operator()<float16>();
   with_type.template operator()<bfloat16>();
+}
+
+/// How RecallSm80 takes a recall: as numbers of this type, float32 for what is split, none if it does not. A memory is packed for it,
+/// which is much beside a read of it by few rows.
+constexpr dtype halves_of(int architecture, const RecallArguments& a) {
+  constexpr index_t few_rows = 4;
+  const bool widths = a.width > 0 && a.width <= 128 && a.value_width > 0 && a.value_width <= 128;
+  const bool plain = !a.mask.given() && !a.bias.given() && a.patterns > 0;
+  if (architecture < 80 || !widths || !plain || a.rows <= few_rows) return dtype::none;
+  const bool alike = a.query.type == a.key.type && (a.shared() || a.value.type == a.key.type);
+  return alike ? a.key.type : dtype::float32;
+}
+
+/// run<Pack, Kernel>() with RecallSm80 for numbers of a type and rows of up to `width` of them, and with what packs for it.
+template <class Run>
+void select_halves(dtype type, int width, Run&& run) {
+  const auto with = [&]<class T>() {
+    constexpr bool split = std::is_same_v<T, float>;
+    if (width <= 64) return run.template operator()<RecallHalfPack<split, 64>, RecallSm80<T, 64>>();
+    run.template operator()<RecallHalfPack<split, 128>, RecallSm80<T, 128>>();
+  };
+  visit_stored(type, with);
 }
 
 /// run<Kernel>() with the portable forward kernel for rows of `width` numbers, the wider of d and e.
