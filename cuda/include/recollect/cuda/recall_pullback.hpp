@@ -32,10 +32,20 @@ class RecallPullback {
   float* floats(index_t count) { return static_cast<float*>(device_.scratch(count * static_cast<index_t>(sizeof(float)))); }
   index_t all_rows() const { return outer_ * rows_; }
 
-  /// Dense rows of float32, for all rows.
+  /// Dense rows, for all rows.
   template <class P = void>
-  Operand<P> dense(float* data, int width) const {
-    return {dense_rows<P>(fold_, data, width), dtype::float32};
+  Operand<P> dense(float* data, int width, dtype type = dtype::float32) const {
+    return {dense_rows<P>(fold_, data, width), type};
+  }
+
+  /// The type of what gradients of steps hand on: where tensor cores take it, that of the patterns.
+  dtype between(const RecallArguments& recall, const Operand<void>& state) const {
+    RecallBackwardArguments a;
+    a.recall = recall;
+    a.recall.value = {};
+    a.recall.query = as_query(state);
+    a.d_out = dense<const void>(nullptr, recall.width, recall.key.type);
+    return on_tensor_cores(device_.architecture(), a) ? recall.key.type : dtype::float32;
   }
 
   /// Where the gradient of queries goes: where it is wanted, or what is summed into that.
@@ -82,6 +92,7 @@ class RecallPullback {
       a.dots = floats(all_rows());
       launch<RecallDots>(op_, device_, a);
     }
+    if (on_tensor_cores(device_.architecture(), a)) return run_sm80(a);
     select_backward(std::max(a.recall.width, a.recall.value_width), [&]<class RowsKernel, class PatternsKernel>() {
       if (a.d_query.given() || a.d_scales) launch<RowsKernel>(op_, device_, a);
       if (a.d_key.given() || a.d_value.given()) launch<PatternsKernel>(op_, device_, a);
@@ -115,6 +126,17 @@ class RecallPullback {
   }
 
  private:
+  void run_sm80(const RecallBackwardArguments& a) {
+    RecallBackwardSm80Arguments b{a};
+    b.terms = static_cast<RowTerms*>(device_.scratch(b.table_rows() * static_cast<index_t>(sizeof(RowTerms))));
+    b.places = static_cast<RowPlaces*>(device_.scratch(b.table_rows() * static_cast<index_t>(sizeof(RowPlaces))));
+    launch<RecallBackwardTable>(op_, device_, b);
+    select_backward_sm80(a.recall.key.type, a.recall.width, a.recall.shared() || a.energy, [&]<class RowsKernel, class PatternsKernel>() {
+      if (a.d_query.given() || a.d_scales) launch<RowsKernel>(op_, device_, b);
+      if (a.d_key.given() || a.d_value.given()) launch<PatternsKernel>(op_, device_, b);
+    });
+  }
+
   /// The first `rank` of some axes, along which a bias may be broadcast.
   static void lead(BiasGradientArguments& b, const Axes& axes, int rank, const Strides& to, Strides& kept, Strides& gone) {
     index_t stride = 1;
