@@ -105,7 +105,9 @@ struct RecallHalves {
   /// Sums are counted in a unit, so that all that was ever added to them had its place in float16: the largest numbers are brought near
   /// 2^14. It is a power of two, and only grows. Where the range is wide it is 1.
   static constexpr float first_unit() { return narrow_range ? 0x1p-78f : 1.0f; }
-  static constexpr float inverse(float power_of_two) { return std::bit_cast<float>(0x7f000000u - std::bit_cast<std::uint32_t>(power_of_two)); }
+  static constexpr float inverse(float power_of_two) {
+    return std::bit_cast<float>(0x7f000000u - std::bit_cast<std::uint32_t>(power_of_two));
+  }
   template <class Thread>
   static constexpr void grow(const Thread& thread, float largest, float& unit, Sums& sums) {
     if constexpr (narrow_range) {
@@ -134,8 +136,7 @@ struct RecallHalves {
 #pragma unroll
       for (int n = 0; n < Width / 8; ++n)
 #pragma unroll
-        for (int i = 0; i < 4; ++i)
-          tile[own_at(thread, g, i) * Whole::pitch + met_at(lane_of(thread), n, i)] = factor * sums[g][n][i];
+        for (int i = 0; i < 4; ++i) tile[own_at(thread, g, i) * Whole::pitch + met_at(lane_of(thread), n, i)] = factor * sums[g][n][i];
     thread.barrier();
     store_tile<Whole>(thread, tile, data, type, inner, Width, offset_of, adds);
   }
@@ -143,8 +144,7 @@ struct RecallHalves {
  private:
   /// Pieces n and n + 1 of sums += a . (a tile's 16 x 16)
   template <bool flip, class Thread, int pieces>
-  static constexpr void add(const Thread& thread, const Words (&a)[Groups], std::uint32_t tile, int n,
-                            cuda::Sums (&sums)[Groups][pieces]) {
+  static constexpr void add(const Thread& thread, const Words (&a)[Groups], std::uint32_t tile, int n, cuda::Sums (&sums)[Groups][pieces]) {
     Words b;
     thread.template matrices<flip>(b, tile);
 #pragma unroll
