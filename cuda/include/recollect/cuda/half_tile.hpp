@@ -25,8 +25,7 @@ struct HalfTile {
 
   /// The address of the number `row` rows (a multiple of 8) and `column` columns (of 16) after one in the first 16 columns.
   static constexpr std::uint32_t moved(std::uint32_t address, int row, int column) {
-    const std::uint32_t bytes = static_cast<std::uint32_t>(column) * 2, turned = bytes % 128;  // the rest is told to the address unit
-    return (address ^ turned) + (bytes - turned) + static_cast<std::uint32_t>(row) * row_bytes;
+    return (address ^ static_cast<std::uint32_t>(column) * 2) + static_cast<std::uint32_t>(row) * row_bytes;
   }
 
   /// Of the row that a lane names: 16 x 16 numbers as four matrices, those below each other first,

@@ -51,15 +51,15 @@ struct RecallBackwardRowsSm80 : RecallHalves<T, Width, 2> {
     float d_scales[groups][2] = {};
     float unit = Halves::first_unit();
     Halves::clear(sums);
-    int stage = 0;
-    for (int tile = part.begin; tile < part.end; ++tile, stage = 1 - stage) {
-      thread.template wait_copies<0>();
-      thread.barrier();  // the tile is there, the one before is done with
-      load_patterns(thread, arguments.backward, room.stages[1 - stage], part, tile + 1);
-      add_tile(thread, arguments.backward, room, room.stages[stage], tile * met, unit, sums, d_scales);
-    }
     thread.template wait_copies<0>();
     thread.barrier();
+    for (int tile = part.begin; tile < part.end; ++tile) {
+      const int stage = (tile - part.begin) % 2;
+      load_patterns(thread, arguments.backward, room.stages[1 - stage], part, tile + 1);
+      add_tile(thread, arguments.backward, room, room.stages[stage], tile * met, unit, sums, d_scales);
+      thread.template wait_copies<0>();
+      thread.barrier();  // the next tile is there, this one is done with
+    }
     finish(thread, arguments.backward, room, unit, sums, d_scales);
   }
 
@@ -169,7 +169,6 @@ struct RecallBackwardRowsSm80 : RecallHalves<T, Width, 2> {
     static_assert(Halves::Whole::floats * sizeof(float) + own * sizeof(index_t) <= sizeof(Room));
     index_t* const places = reinterpret_cast<index_t*>(thread.shared() + Halves::Whole::floats * sizeof(float));
     const index_t r = first + thread.index();
-    thread.barrier();
     places[thread.index()] = r < a.rows ? part.split * a.outer * a.rows * Width + a.offsets(part.o, r, arguments.d_query)[0] : -1;
     Halves::store(thread, sums, 1, thread.shared(), arguments.d_query.at.data, arguments.d_query.type, arguments.d_query.at.inner,
                   [&](int i) { return places[i]; });
@@ -194,6 +193,7 @@ struct RecallBackwardPatternsSm80 : RecallHalves<T, Width, Shared || Width == 64
     Stage stages[2];
     RowTerms terms[3][met];
     RowPlaces places[2][met];
+    int tiles[4];  // of rows: number i that is met, and the next ones
     RecallPart part;
   };
   static_assert(Halves::Whole::floats * sizeof(float) <= sizeof(Room));
@@ -207,61 +207,70 @@ struct RecallBackwardPatternsSm80 : RecallHalves<T, Width, Shared || Width == 64
     const RecallArguments& a = b.recall;
     Room& room = *reinterpret_cast<Room*>(thread.shared());
     const RecallPart& part = room.part;
+    const bool first_warp = thread.index() < warp_size;
     if (thread.index() == 0) {
       room.part = RecallPart(thread.block(), arguments.pattern_tiles(), a.splits);
       room.part.walk(tiles_of(a.rows, met), a.splits);
     }
     thread.barrier();
-    int tile = next_tile(a, part, part.begin), then = next_tile(a, part, tile + 1), table = 0;
-    load_table(thread, arguments, room, 0, 0, tile);
-    load_table(thread, arguments, room, 1, 1, then);
+    if (first_warp)
+      for (int i = 0, tile = part.begin; i < 3; ++i) tile = look(thread, a, room, i, tile) + 1;
+    thread.barrier();
+    load_table(thread, arguments, room, 0);
+    load_table(thread, arguments, room, 1);
     load_patterns(thread, a, room);
     thread.commit_copies();
     thread.template wait_copies<0>();
     thread.barrier();
-    load_rows(thread, b, room.stages[0], room.places[0], tile < part.end);
+    load_rows(thread, b, room, 0);
     thread.commit_copies();
+    thread.template wait_copies<0>();
+    thread.barrier();
     Sums d_keys, d_values;  // with shared keys and values all goes into d_keys
     Halves::clear(d_keys), Halves::clear(d_values);
     float unit = Halves::first_unit(), value_unit = unit;
-    for (int stage = 0; tile < part.end; stage = 1 - stage) {
-      thread.template wait_copies<0>();
-      thread.barrier();  // the tile and the next one's table are there, the tile before is done with
-      const int last = next_tile(a, part, then + 1), next = after(table);
-      load_rows(thread, b, room.stages[1 - stage], room.places[1 - stage], then < part.end);
-      load_table(thread, arguments, room, after(next), stage, last);
+    for (int i = 0; room.tiles[i % 4] < part.end; ++i) {
+      load_rows(thread, b, room, i + 1);
+      load_table(thread, arguments, room, i + 2);
       thread.commit_copies();
+      if (first_warp) look(thread, a, room, i + 3, room.tiles[(i + 2) % 4] + 1);
+      const Stage& stage = room.stages[i % 2];
       Scores weights, d_scores;
-      weigh(thread, b, room, room.stages[stage], room.terms[table], part.own * own, weights, d_scores);
-      add_tile(thread, b, room.stages[stage], weights, d_scores, unit, value_unit, d_keys, d_values);
-      tile = then, then = last, table = next;
+      weigh(thread, b, room, stage, room.terms[i % 3], part.own * own, weights, d_scores);
+      add_tile(thread, b, stage, weights, d_scores, unit, value_unit, d_keys, d_values);
+      thread.template wait_copies<0>();
+      thread.barrier();  // the next tile and the table of the one after it are there, this one is done with
     }
-    thread.template wait_copies<0>();
     const RecallPart here = room.part;
     store(thread, a, b.d_key, here, d_keys, unit, b.adds);
     if constexpr (!Shared) store(thread, a, b.d_value, here, d_values, value_unit, false);
   }
 
  private:
-  static constexpr int after(int table) { return table == 2 ? 0 : table + 1; }
-
-  /// The first tile of rows from `tile` on of which some row sees some of the block's patterns.
-  static constexpr int next_tile(const RecallArguments& a, const RecallPart& part, int tile) {
-    if (!a.causal.on) return tile;
-    const auto last_row = [&] { return (tile + 1) * met < a.rows ? (tile + 1) * met - 1 : a.rows - 1; };
-    while (tile < part.end && a.limit(tile * met, last_row()) <= part.own * own) ++tile;
+  /// A warp finds the next tile of rows, from `tile` on, of which some row sees some of the block's patterns: the block's number i.
+  template <class Thread>
+  static constexpr int look(const Thread& thread, const RecallArguments& a, Room& room, int i, int tile) {
+    const RecallPart& part = room.part;
+    const int lane = lane_of(thread);
+    const auto sees = [&](index_t first) { return a.limit(first, first + met < a.rows ? first + met - 1 : a.rows - 1) > part.own * own; };
+    while (a.causal.on && tile < part.end) {
+      const std::uint32_t found = thread.ballot(tile + lane < part.end && sees((tile + lane) * met));
+      tile += found ? std::countr_zero(found) : warp_size;
+      if (found) break;
+    }
+    if (lane == 0) room.tiles[i % 4] = tile;
     return tile;
   }
 
   template <class Thread>
-  static constexpr void load_table(const Thread& thread, const Arguments& arguments, Room& room, int table, int places, int tile) {
-    const int i = thread.index() % met;
+  static constexpr void load_table(const Thread& thread, const Arguments& arguments, Room& room, int i) {
+    const int tile = room.tiles[i % 4], lane = thread.index() % met;
     if (tile >= room.part.end || thread.index() >= 2 * met) return;
-    const index_t row = room.part.o * arguments.row_tiles() * own + tile * met + i;
+    const index_t row = room.part.o * arguments.row_tiles() * own + tile * met + lane;
     if (thread.index() < met)
-      thread.copy16(thread.address(&room.terms[table][i]), &arguments.terms[row], true);
+      thread.copy16(thread.address(&room.terms[i % 3][lane]), &arguments.terms[row], true);
     else
-      thread.copy16(thread.address(&room.places[places][i]), &arguments.places[row], true);
+      thread.copy16(thread.address(&room.places[i % 2][lane]), &arguments.places[row], true);
   }
 
   template <class Thread>
@@ -276,12 +285,13 @@ struct RecallBackwardPatternsSm80 : RecallHalves<T, Width, Shared || Width == 64
   }
 
   template <class Thread>
-  static constexpr void load_rows(const Thread& thread, const RecallBackwardArguments& arguments, Stage& stage, const RowPlaces* places,
-                                  bool there) {
-    if (!there) return;
-    Halves::template fetch<met>(thread, arguments.recall.query.at.data, stage.query, [&](int i) { return places[i].query; });
+  static constexpr void load_rows(const Thread& thread, const RecallBackwardArguments& arguments, Room& room, int i) {
+    if (room.tiles[i % 4] >= room.part.end) return;
+    const RowPlaces* const places = room.places[i % 2];
+    Stage& stage = room.stages[i % 2];
+    Halves::template fetch<met>(thread, arguments.recall.query.at.data, stage.query, [&](int r) { return places[r].query; });
     if (arguments.energy) return;
-    Halves::template fetch<met>(thread, arguments.d_out.at.data, stage.d_out, [&](int i) { return places[i].d_out; });
+    Halves::template fetch<met>(thread, arguments.d_out.at.data, stage.d_out, [&](int r) { return places[r].d_out; });
   }
 
   /// Weights and the gradients of scalar products, a row for each pattern. What a row does not see has none.

@@ -70,9 +70,9 @@ struct RecallHalves {
     for (int k = 0; k < Width; k += 16) {
       Words a[Groups];
 #pragma unroll
-      for (int g = 0; g < Groups; ++g) thread.template matrices<false>(a[g], left + Rows::moved(Rows::down(lane), 16 * g, k));
+      for (int g = 0; g < Groups; ++g) thread.template matrices<false>(a[g], left + place(Rows::down(lane), 16 * g, k));
 #pragma unroll
-      for (int p = 0; p < met / 16; ++p) add<false>(thread, a, right + Rows::moved(Rows::across(lane), 16 * p, k), 2 * p, scores);
+      for (int p = 0; p < met / 16; ++p) add<false>(thread, a, right + place(Rows::across(lane), 16 * p, k), 2 * p, scores);
     }
   }
 
@@ -86,7 +86,7 @@ struct RecallHalves {
 #pragma unroll
       for (int g = 0; g < Groups; ++g) round<T>(thread, weights[g][2 * p], weights[g][2 * p + 1], inverse(unit), a[g]);
 #pragma unroll
-      for (int k = 0; k < Width; k += 16) add<true>(thread, a, rows + Rows::moved(Rows::down(lane_of(thread)), 16 * p, k), k / 8, sums);
+      for (int k = 0; k < Width; k += 16) add<true>(thread, a, rows + place(Rows::down(lane_of(thread)), 16 * p, k), k / 8, sums);
     }
   }
 
@@ -142,6 +142,11 @@ struct RecallHalves {
   }
 
  private:
+  /// As HalfTile::moved. What changes from row to row is within 128 bytes; the rest is left to the loads, which add it.
+  static constexpr std::uint32_t place(std::uint32_t from, int row, int column) {
+    return Rows::moved(from, row, column % 64) + static_cast<std::uint32_t>(column / 64 * 128);
+  }
+
   /// Pieces n and n + 1 of sums += a . (a tile's 16 x 16)
   template <bool flip, class Thread, int pieces>
   static constexpr void add(const Thread& thread, const Words (&a)[Groups], std::uint32_t tile, int n, cuda::Sums (&sums)[Groups][pieces]) {
