@@ -34,6 +34,7 @@ struct RecallBackwardRowsSm80 : RecallHalves<T, Width, 2> {
     RowTerms terms[own];
     RecallPart part;
   };
+  static_assert(Halves::threads == own && own == Arguments::own && met == Arguments::met);
   static_assert(sizeof(RowPlaces[own]) <= sizeof(Stage));
 
   static constexpr index_t blocks(const Arguments& a) { return a.backward.recall.outer * a.row_tiles() * a.backward.recall.splits; }
@@ -196,7 +197,7 @@ struct RecallBackwardPatternsSm80 : RecallHalves<T, Width, Shared || Width == 64
     int tiles[4];  // of rows: number i that is met, and the next ones
     RecallPart part;
   };
-  static_assert(Halves::Whole::floats * sizeof(float) <= sizeof(Room));
+  static_assert(own == Arguments::own && met == Arguments::met && Halves::Whole::floats * sizeof(float) <= sizeof(Room));
 
   static constexpr index_t blocks(const Arguments& a) { return a.backward.recall.outer * a.pattern_tiles() * a.backward.recall.splits; }
   static constexpr index_t shared_bytes() { return sizeof(Room); }
