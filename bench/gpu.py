@@ -144,19 +144,11 @@ def attention(torch: Any, rc: Any, n: int, m: int, d: int, dtype: str) -> Case:
 
 def attention_gradient(torch: Any, rc: Any, heads: int, n: int, d: int, dtype: str) -> Case:
     """Forward and backward together; 2 and 5 products of n x n x d."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
     kind, scale = getattr(torch, dtype), 1 / math.sqrt(d)
     q, k, v, d_out = (torch.randn((1, heads, n, d), device="cuda").to(kind) for _ in range(4))
 
     def ours(_: int = 0) -> Any:
         return rc.vjp(rc.attention.attend, q, k, v)[1](d_out)
-
-    def theirs(backend: Any, *given: Any) -> Any:
-        given = tuple(a.detach().requires_grad_() for a in given)
-        with sdpa_kernel(backend):
-            out = torch.nn.functional.scaled_dot_product_attention(*given)
-            return torch.autograd.grad(out, given, d_out)
 
     def error() -> float:
         one = [a[0, 0].double().requires_grad_() for a in (q, k, v)]
@@ -164,7 +156,6 @@ def attention_gradient(torch: Any, rc: Any, heads: int, n: int, d: int, dtype: s
         wanted = torch.autograd.grad(out, one, d_out[0, 0].double())
         return max(relative(got[0, 0], there) for got, there in zip(ours(), wanted, strict=True))
 
-    backends = {f"SDPA {name}": getattr(SDPBackend, name) for name in peers.SDPA_BACKENDS}
     return Case(
         f"attend and its gradient {dtype}",
         f"H={heads} n={n} d={d}",
@@ -174,7 +165,33 @@ def attention_gradient(torch: Any, rc: Any, heads: int, n: int, d: int, dtype: s
         error,
         2e-5 if dtype == "float32" else 2e-2,
         ours,
-        {name: lambda _, b=backend: theirs(b, q, k, v) for name, backend in backends.items()},
+        peers.sdpa_gradient(torch, (q, k, v), d_out, scale),
+    )
+
+
+def retrieval_gradient(torch: Any, rc: Any, Q: int, N: int, d: int, dtype: str) -> Case:
+    """Forward and backward together, of state and patterns; 2 and 5 products of Q x N x d."""
+    kind, beta = getattr(torch, dtype), 1 / math.sqrt(d)
+    q, x, d_out = (torch.randn((rows, d), device="cuda").to(kind) for rows in (Q, N, Q))
+
+    def ours(_: int = 0) -> Any:
+        return rc.vjp(rc.hopfield.retrieve, q, x, beta=beta)[1](d_out)
+
+    def error() -> float:
+        given = [a.double().requires_grad_() for a in (q, x)]
+        wanted = torch.autograd.grad(recalled(torch, given[0], given[1], given[1], beta), given, d_out.double())
+        return max(relative(got, there) for got, there in zip(ours(), wanted, strict=False))  # ours: of beta too
+
+    return Case(
+        f"retrieve and its gradient {dtype}",
+        f"Q={Q} N={N} d={d}",
+        14.0 * Q * N * d,
+        (3.0 * N + 5.0 * Q) * d * torch.finfo(kind).bits / 8,
+        1,
+        error,
+        2e-2,
+        ours,
+        peers.sdpa_gradient(torch, [a[None, None] for a in (q, x)], d_out[None, None], beta),
     )
 
 
@@ -266,7 +283,9 @@ def cases(torch: Any, rc: Any) -> Iterator[Callable[[], Case]]:
     yield lambda: retrieval(torch, rc, 4096, 65536, 64, "float32")
     yield lambda: attention(torch, rc, 16384, 16384, 128, "float16")
     yield lambda: attention_gradient(torch, rc, 16, 4096, 64, "float32")
+    yield lambda: attention_gradient(torch, rc, 16, 4096, 64, "bfloat16")
     yield lambda: attention_gradient(torch, rc, 16, 4096, 128, "bfloat16")
+    yield lambda: retrieval_gradient(torch, rc, 4096, 16384, 128, "bfloat16")
     yield lambda: largest_scores(torch, rc, 4096, 65536, 128, 32)
     yield lambda: largest_scores(torch, rc, 1, 4_000_000, 128, 32)
     yield lambda: fast_weight(torch, rc, "delta rule", 64, 1, 16, 128, "float32")

@@ -4,7 +4,7 @@ flash-linear-attention. Each is `call(i)` on input set i."""
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 Peers = dict[str, Callable[[int], Any]]
@@ -33,6 +33,19 @@ def sdpa(torch: Any, q: list[Any], x: list[Any], scale: float) -> Peers:
         for kind, values in (("k is v", x), ("k, v apart", copies)):
             peers[f"SDPA {name}, {kind}"] = lambda i, b=backend, v=values: call(b, q[i], x[i], v[i])
     return peers
+
+
+def sdpa_gradient(torch: Any, given: Sequence[Any], d_out: Any, scale: float) -> Peers:
+    """Every backend, forward and backward: of queries, keys and values, or of queries and of what is keys and values at once."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    def call(backend: Any) -> Any:
+        leaves = [a.detach().requires_grad_() for a in given]
+        with sdpa_kernel(backend):
+            out = torch.nn.functional.scaled_dot_product_attention(leaves[0], leaves[1], leaves[-1], scale=scale)
+            return torch.autograd.grad(out, leaves, d_out)
+
+    return {f"SDPA {name}": lambda _, n=name: call(getattr(SDPBackend, n)) for name in SDPA_BACKENDS}
 
 
 def split_k(q: list[Any], x: list[Any], scale: float) -> Peers:

@@ -19,6 +19,8 @@ KERNELS = {
     "recall_forward": "test_recall",
     "recall_backward": "test_recall",
     "recall_backward_bias": "test_recall_gradients",
+    "recall_backward_sm80": "test_recall_backward_sm80",
+    "recall_halves": "test_recall_backward_sm80",
     "recall_sum": "test_recall_gradients",
     "recall_sm90": "test_recall_sm90",
     "recall_pack": "test_recall_bank",

@@ -30,7 +30,13 @@ int main() {
   for (const int width : {64, 128, 256}) {
     for (const bool shared : {false, true})
       for (const dtype type : {dtype::float16, dtype::bfloat16})
-        if (width <= 128) cuda::select_tensor_cores(type, width, shared, []<class Kernel>() { print<Kernel>(); });
+        if (width <= 128) {
+          cuda::select_tensor_cores(type, width, shared, []<class Kernel>() { print<Kernel>(); });
+          cuda::select_backward_sm80(type, width, shared, [&]<class Rows, class Patterns>() {
+            if (shared) print<Rows>();  // the same for both
+            print<Patterns>();
+          });
+        }
     for (const auto rule : {fast_weight::rule::sum, fast_weight::rule::delta})
       for (const dtype type : {dtype::float16, dtype::bfloat16})
         if (width <= 128) cuda::select_chunk(type, width, rule, []<class Chunk, class Reverse>() { print<Chunk>(), print<Reverse>(); });
@@ -54,6 +60,7 @@ int main() {
   print<cuda::RecallDots>();
   print<cuda::RecallSink>();
   print<cuda::RecallSinkGradient>();
+  print<cuda::RecallBackwardTable>();
   print<cuda::RecallSum>();
   print<cuda::RecallSquares>();
   print<cuda::RecallEnergy>();

@@ -80,7 +80,7 @@ def test_attend_with_a_number_and_a_shared_query() -> None:
 
 
 def test_halves_of_the_tensor_cores() -> None:
-    """The forward pass is the kernel for compute capability 9.0, the gradient a portable one."""
+    """The forward pass is the kernel for compute capability 9.0, the gradient those for 8.0 and newer."""
     q, k, v, d_out = (draw(*s).astype(np.float16) for s in ((5, 64), (200, 64), (200, 64), (5, 64)))
     out, pullback = rc.vjp(rc.attention.attend, *map(OnCard, (q, k, v)), scale=0.1)
     plain = rc.attention.attend(*map(OnCard, (q, k, v)), scale=0.1)

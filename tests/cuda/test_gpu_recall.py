@@ -183,6 +183,32 @@ def test_pullback_of_retrieve(torch: Any, errors: Errors, valued: bool, steps: i
     check_all(errors, f"retrieve {dtype}", pullback(d_out), wanted, 2 * steps * BOUNDS[dtype])
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize(
+    "size", [(128, 256, 64), (300, 1000, 128), (3, 5000, 128), (5000, 3, 64), (70, 3000, 64)], ids=str
+)
+def test_gradients_on_tensor_cores(torch: Any, errors: Errors, size: tuple[int, ...], dtype: str) -> None:
+    """Whole and ragged tiles, long walks in parts, causal and not, keys that are the values and values of their own."""
+    n, m, d = size
+    q, k, v, d_out = arrays(torch, n + m, (2, n, d), (2, m, d), (2, m, d), (2, n, d), dtype=dtype)
+    bound = 2 * BOUNDS[dtype]
+    for causal in (False, True):
+        _, pullback = rc.vjp(rc.attention.attend, q, k, v, scale=0.1, causal=causal)
+        wanted = oracle.gradients(*map(numbers, (q, k, v, d_out)), scale=0.1, causal=causal)
+        got = pullback(d_out)
+        for name in ("query", "key", "value"):  # a scale's has errors of `out`, summed over rows
+            errors.check(f"d_{name} of attend {dtype}", getattr(got, name), getattr(wanted, name), bound)
+        for _ in range(20):  # a race shows as a difference
+            assert all(torch.equal(a, b) for a, b in zip(got, pullback(d_out), strict=True))
+    _, pullback = rc.vjp(rc.hopfield.retrieve, q, k, beta=0.1, steps=2)
+    wanted = hopfield.retrieve_gradients(numbers(q), numbers(k), 0.1, numbers(d_out), steps=2)
+    got = pullback(d_out)
+    for name in ("state", "patterns"):
+        errors.check(f"d_{name} of retrieve {dtype}", getattr(got, name), getattr(wanted, name), 2 * bound)
+    for _ in range(20):
+        assert all(torch.equal(a, b) for a, b in zip(got, pullback(d_out), strict=True))
+
+
 def test_energy_and_its_pullback(torch: Any, errors: Errors) -> None:
     q, x, d_out = arrays(torch, 24, (3, 50, 64), (900, 64), (3, 50))
     mask, beta = torch.rand((50, 900), device="cuda") < 0.5, torch.linspace(0.1, 0.3, 3, device="cuda")

@@ -39,22 +39,23 @@ struct RecallDots {
   }
 };
 
+/// What is known of a row, with what the forward pass saved of it.
+constexpr Row row_of(const RecallBackwardArguments& arguments, index_t o, index_t r) {
+  const RecallArguments& a = arguments.recall;
+  Row row = row_of(a, o, r);
+  const auto [at_largest, at_log_sum, d_out] = a.offsets(o, r, a.largest, a.log_sum, arguments.d_out);
+  const float largest = read(a.largest.at.data, a.largest.type, at_largest);
+  row.shift = largest + read(a.log_sum.at.data, a.log_sum.type, at_log_sum);
+  row.d_out = d_out;
+  row.dot = arguments.dots[o * a.rows + r];
+  if (largest == -infinity) row.sight.limit = 0;
+  return row;
+}
+
 /// What the two kernels share: how tiles of rows and of patterns come in, and how scores become weights and their gradients.
 template <class T>
 struct RecallTiles {
   static constexpr index_t shared_bytes() { return (4 * T::floats + T::weight_floats) * sizeof(float) + T::rows * sizeof(Row); }
-
-  static constexpr Row row_of(const RecallBackwardArguments& arguments, index_t o, index_t r) {
-    const RecallArguments& a = arguments.recall;
-    Row row = cuda::row_of(a, o, r);
-    const auto [at_largest, at_log_sum, d_out] = a.offsets(o, r, a.largest, a.log_sum, arguments.d_out);
-    const float largest = read(a.largest.at.data, a.largest.type, at_largest);
-    row.shift = largest + read(a.log_sum.at.data, a.log_sum.type, at_log_sum);
-    row.d_out = d_out;
-    row.dot = arguments.dots[o * a.rows + r];
-    if (largest == -infinity) row.sight.limit = 0;
-    return row;
-  }
 
   /// The table of the rows from `first` on before `end`, and their queries and cotangents. The table before was last read before some
   /// barrier.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-/// Gradients of `attend` and `retrieve` on a device: float32 arithmetic, each in the type of its operand, a scale's in float32. What was
-/// broadcast is summed. All that are not wanted are left out.
+/// Gradients of `attend` and `retrieve` on a device: each in the type of its operand, a scale's in float32. What was broadcast is summed.
+/// All that are not wanted are left out.
 #pragma once
 
 #include "recollect/cuda/recall_pullback.hpp"
@@ -79,6 +79,7 @@ void retrieve_backward(Device& device, const hopfield::operands& in, double beta
   a.d_scales = pull.scales({d_in.beta, p.shapes[d_beta]}, how.steps);
   float* const states[2] = {how.steps > 2 ? pull.floats(pull.all_rows() * width) : nullptr,
                             how.steps > 1 ? pull.floats(pull.all_rows() * width) : nullptr};
+  const dtype between = how.steps > 1 ? pull.between(p.arguments, output(p.fold, kept[0].state, batch)) : dtype::float32;
   for (index_t step = how.steps - 1; step >= 0; --step) {
     const bool last = step + 1 == how.steps;
     a.recall.query = step == 0 ? p.arguments.query : as_query(output(p.fold, kept[step - 1].state, batch));
@@ -86,14 +87,14 @@ void retrieve_backward(Device& device, const hopfield::operands& in, double beta
     a.recall.largest = output(p.fold, kept[step].saved.largest, batch);
     a.recall.log_sum = output(p.fold, kept[step].saved.log_sum, batch);
     if (!last) {
-      a.d_out = pull.template dense<const void>(states[(step + 1) % 2], width);
+      a.d_out = pull.template dense<const void>(states[(step + 1) % 2], width, between);
       a.recall.value = {};
       a.recall.value_width = width;
       a.d_value = {};
       a.adds = true;
       if (a.d_scales) a.d_scales += pull.all_rows();
     }
-    a.d_query = step == 0 ? pull.rows({d_in.state, p.shapes[d_state]}, width) : pull.dense(states[step % 2], width);
+    a.d_query = step == 0 ? pull.rows({d_in.state, p.shapes[d_state]}, width) : pull.dense(states[step % 2], width, between);
     pull.run(a);
     if (how.tol >= 0 && step > 0 && !(last && in.values.given())) launch<RecallRested>(op, device, a);
   }

@@ -32,10 +32,20 @@ class RecallPullback {
   float* floats(index_t count) { return static_cast<float*>(device_.scratch(count * static_cast<index_t>(sizeof(float)))); }
   index_t all_rows() const { return outer_ * rows_; }
 
-  /// Dense rows of float32, for all rows.
+  /// Dense rows, for all rows.
   template <class P = void>
-  Operand<P> dense(float* data, int width) const {
-    return {dense_rows<P>(fold_, data, width), dtype::float32};
+  Operand<P> dense(float* data, int width, dtype type = dtype::float32) const {
+    return {dense_rows<P>(fold_, data, width), type};
+  }
+
+  /// The type of what gradients of steps hand on: where tensor cores take it, that of the patterns.
+  dtype between(const RecallArguments& recall, const Operand<void>& state) const {
+    RecallBackwardArguments a;
+    a.recall = recall;
+    a.recall.value = {};
+    a.recall.query = as_query(state);
+    a.d_out = dense<const void>(nullptr, recall.width, recall.key.type);
+    return on_tensor_cores(device_.architecture(), a) ? recall.key.type : dtype::float32;
   }
 
   /// Where the gradient of queries goes: where it is wanted, or what is summed into that.
@@ -58,10 +68,7 @@ class RecallPullback {
     stored.add(patterns_);
     const Strides row{to.row};
     sums_.push_back(sum_over(from, width, {{fold_.outer, to.outer}, {stored, row}}, to.data, to.type, to.inner));
-    MemoryGradient dense{from, dtype::float32, {}, width, 1};
-    index_t stride = patterns_ * width;
-    for (int axis = fold_.outer.rank - 1; axis >= 0; stride *= fold_.outer.extents[axis--]) dense.outer[axis] = stride;
-    return dense;
+    return dense_memory(from, width);
   }
 
   /// Room for a number of every row, `steps` times over, that is summed into the gradient of a scale.
@@ -82,6 +89,7 @@ class RecallPullback {
       a.dots = floats(all_rows());
       launch<RecallDots>(op_, device_, a);
     }
+    if (on_tensor_cores(device_.architecture(), a)) return run_sm80(a);
     select_backward(std::max(a.recall.width, a.recall.value_width), [&]<class RowsKernel, class PatternsKernel>() {
       if (a.d_query.given() || a.d_scales) launch<RowsKernel>(op_, device_, a);
       if (a.d_key.given() || a.d_value.given()) launch<PatternsKernel>(op_, device_, a);
@@ -115,6 +123,72 @@ class RecallPullback {
   }
 
  private:
+  MemoryGradient dense_memory(float* data, int width) const {
+    MemoryGradient dense{data, dtype::float32, {}, width, 1};
+    index_t stride = patterns_ * width;
+    for (int axis = fold_.outer.rank - 1; axis >= 0; stride *= fold_.outer.extents[axis--]) dense.outer[axis] = stride;
+    return dense;
+  }
+
+  void run_sm80(const RecallBackwardArguments& a) {
+    RecallBackwardSm80Arguments b{a};
+    b.terms = static_cast<RowTerms*>(device_.scratch(b.table_rows() * static_cast<index_t>(sizeof(RowTerms))));
+    b.places = static_cast<RowPlaces*>(device_.scratch(b.table_rows() * static_cast<index_t>(sizeof(RowPlaces))));
+    launch<RecallBackwardTable>(op_, device_, b);
+    select_backward_sm80(a.recall.key.type, a.recall.width, a.recall.shared() || a.energy, [&]<class RowsKernel, class PatternsKernel>() {
+      if (a.d_query.given() || a.d_scales) run_rows<RowsKernel>(b);
+      if (a.d_key.given() || a.d_value.given()) run_patterns<PatternsKernel>(b);
+    });
+  }
+
+  /// Parts of a walk give results of their own, which are summed to where one result would go.
+  template <class Kernel>
+  void run_rows(RecallBackwardSm80Arguments b) {
+    const RecallBackwardArguments to = b.backward;
+    const index_t splits = to.energy ? 1 : b.splits(b.row_tiles(), patterns_);
+    const int width = to.recall.width;
+    b.backward.recall.splits = splits;
+    float *const parts = splits > 1 && to.d_query.given() ? floats(splits * all_rows() * width) : nullptr, *const scales =
+                                                                                                               splits > 1 && to.d_scales
+                                                                                                                   ? floats(splits *
+                                                                                                                            all_rows())
+                                                                                                                   : nullptr;
+    if (parts) b.backward.d_query = dense(parts, width);
+    if (scales) b.backward.d_scales = scales;
+    launch<Kernel>(op_, device_, b);
+    const auto sum = [&](const float* from, int wide, const Operand<void>& d) {
+      sum_parts(splits, from, wide, {fold_.outer, d.at.outer}, {fold_.rows, d.at.row}, d.at.data, d.type, d.at.inner);
+    };
+    if (parts) sum(parts, width, to.d_query);
+    if (scales) sum(scales, 1, dense(to.d_scales, 1));
+  }
+  template <class Kernel>
+  void run_patterns(RecallBackwardSm80Arguments b) {
+    const RecallBackwardArguments to = b.backward;
+    const index_t splits = to.adds ? 1 : b.splits(b.pattern_tiles(), rows_);
+    const int width = to.recall.width;
+    b.backward.recall.splits = splits;
+    const auto parts = [&](MemoryGradient& d) {
+      if (splits > 1 && d.given()) d = dense_memory(floats(splits * outer_ * patterns_ * width), width);
+    };
+    parts(b.backward.d_key), parts(b.backward.d_value);
+    launch<Kernel>(op_, device_, b);
+    Axes stored;
+    stored.add(patterns_);
+    const auto sum = [&](const MemoryGradient& from, const MemoryGradient& d) {
+      if (splits == 1 || !d.given()) return;
+      const Strides row{d.row};
+      sum_parts(splits, static_cast<const float*>(from.data), width, {fold_.outer, d.outer}, {stored, row}, d.data, d.type, d.inner);
+    };
+    sum(b.backward.d_key, to.d_key), sum(b.backward.d_value, to.d_value);
+  }
+  void sum_parts(index_t splits, const float* from, int width, Walked outer, Walked rows, void* to, dtype type, index_t inner) {
+    Axes parts;
+    parts.add(splits);
+    const Strides same{};
+    launch<RecallSum>(op_, device_, sum_over(from, width, {{parts, same}, outer, rows}, to, type, inner));
+  }
+
   /// The first `rank` of some axes, along which a bias may be broadcast.
   static void lead(BiasGradientArguments& b, const Axes& axes, int rank, const Strides& to, Strides& kept, Strides& gone) {
     index_t stride = 1;

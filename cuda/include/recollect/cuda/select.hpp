@@ -15,6 +15,7 @@
 #include "recollect/cuda/fast_weight_scan.hpp"
 #include "recollect/cuda/recall_backward.hpp"
 #include "recollect/cuda/recall_backward_bias.hpp"
+#include "recollect/cuda/recall_backward_sm80.hpp"
 #include "recollect/cuda/recall_forward.hpp"
 #include "recollect/cuda/recall_sm80.hpp"
 #include "recollect/cuda/recall_sm90.hpp"
@@ -87,6 +88,50 @@ void select_backward(int width, Run&& run) {
   if (width <= 64) return with.template operator()<Tile<64, 2>>();
   if (width <= 128) return with.template operator()<Tile<128, 2>>();
   with.template operator()<Tile<256, 1>>();
+}
+
+/// Rows and memories that are copied 16 bytes at a time.
+inline bool in_sixteens(const Axes& axes, const detail::Strides& strides) {
+  for (int axis = 0; axis < axes.rank; ++axis)
+    if (axes.extents[axis] > 1 && strides[axis] % 8 != 0) return false;
+  return true;
+}
+inline bool in_sixteens(const RecallArguments& a, const Operand<const void>& rows) {
+  return rows.at.inner == 1 && in_sixteens(a.outer_axes, rows.at.outer) && in_sixteens(a.row_axes, rows.at.row) &&
+         reinterpret_cast<std::uintptr_t>(rows.at.data) % 16 == 0;
+}
+inline bool in_sixteens(const RecallArguments& a, const Memory& memory) {
+  return memory.inner == 1 && memory.row % 8 == 0 && in_sixteens(a.outer_axes, memory.outer) &&
+         reinterpret_cast<std::uintptr_t>(memory.data) % 16 == 0;
+}
+
+/// Whether the gradient of a recall is one for RecallBackward...Sm80. An energy reads nothing, and has no d_out.
+inline bool on_tensor_cores(int architecture, const RecallBackwardArguments& b) {
+  const RecallArguments& a = b.recall;
+  constexpr index_t most = 2147483647 - RecallBackwardSm80Arguments::own;
+  const bool half = a.key.type == dtype::float16 || a.key.type == dtype::bfloat16, width = a.width == 64 || a.width == 128;
+  const bool plain = !a.mask.given() && !a.bias.given() && a.patterns > 0 && a.patterns < most && a.rows > 0 && a.rows < most;
+  const bool keys = a.query.type == a.key.type && in_sixteens(a, a.query) && in_sixteens(a, a.key);
+  if (architecture < 80 || !half || !width || !plain || !keys) return false;
+  if (b.energy) return true;
+  const bool values = a.shared() || (a.value.type == a.key.type && a.value_width == a.width && in_sixteens(a, a.value));
+  return values && b.d_out.type == a.key.type && in_sixteens(a, b.d_out);
+}
+
+/// run<RowsKernel, PatternsKernel>() for the gradient of such a recall. Shared: keys that are the values, or no values.
+template <class Run>
+void select_backward_sm80(dtype type, int width, bool shared, Run&& run) {
+  const auto with = [&]<class T, int Width>() {
+    using Rows = RecallBackwardRowsSm80<T, Width>;
+    if (shared) return run.template operator()<Rows, RecallBackwardPatternsSm80<T, Width, true>>();
+    run.template operator()<Rows, RecallBackwardPatternsSm80<T, Width, false>>();
+  };
+  const auto with_type = [&]<class T>() {
+    if (width == 64) return with.template operator()<T, 64>();
+    with.template operator()<T, 128>();
+  };
+  if (type == dtype::float16) return with_type.template operator()<float16>();
+  with_type.template operator()<bfloat16>();
 }
 
 /// run<Kernel>() with the scan of keys of `width` numbers for the largest scores.
