@@ -249,7 +249,7 @@ struct RecallSm90 {
         queries[step][2 * word + half] = pair(number(column), number(column + 1));
       }
     const float size = row.factor < 0 ? -row.factor : row.factor;
-    return size < 1e-30f ? 1e-30f : size;
+    return size < 1e-36f ? 1e-36f : size;
   }
 
   /// Whether all rows of the warp have a bound that is small enough; states then begin with it.
