@@ -102,8 +102,13 @@ void test_sizes(std::mt19937_64& random) {
   a.causal = 2;
   for (index_t place = 64 * 80; place < 200 * 80; ++place) a.key.put(place, test::nan);
   check_attend(a, random, "causal, top left");
-  check_attend(plain(random, dtype::float16, {}, 3, 1030, 64), random, "patterns in parts");
+  a = plain(random, dtype::float16, {}, 3, 1030, 64);
+  a.causal = 1;
+  check_attend(a, random, "patterns in parts");
   check_attend(plain(random, dtype::float16, {}, 1030, 3, 64), random, "rows in parts");
+  a = plain(random, dtype::float16, {}, 1030, 40, 64);
+  a.causal = 1;
+  check_attend(a, random, "rows in parts, one of which sees nothing");
 }
 
 /// Grouped heads with a scale each, keys of all batches, results that are summed.
