@@ -41,7 +41,7 @@ void energy(Device& device, const hopfield::operands& in, double beta, const cho
   a.log_sum = output(p.fold, out.saved.log_sum, batch);
   a.lse = output(p.fold, out.lse, batch);
   make_room_for_saved(device, p.fold, a);
-  forward(op, device, a, {});
+  forward(op, device, a, bank(op, device, a));
   if (out.energy.given()) launch<RecallEnergy>(op, device, ready_for_energies(op, device, a, output(p.fold, out.energy, batch)));
 }
 
