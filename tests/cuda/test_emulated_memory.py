@@ -38,8 +38,8 @@ def test_patterns_are_packed_once_and_added_to() -> None:
     np.testing.assert_allclose(out.array, attention.attend(*wide(q[0, :1], x, x), scale=0.1).out[0], atol=2e-3)
     given: dict[str, Any] = {"beta": 0.3, "steps": 4, "tol": 0.5}
     got = memory.retrieve(OnCard(q), read="patterns", **given)
-    plain = retrieve(OnCard(q), OnCard(x), **given)
-    np.testing.assert_array_equal(got.array, plain.array)
+    again = retrieve(OnCard(q), OnCard(x), **given)
+    np.testing.assert_array_equal(got.array, again.array)
 
 
 def test_what_is_not_packed_is_kept_in_rows() -> None:
