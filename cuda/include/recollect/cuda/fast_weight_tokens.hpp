@@ -20,11 +20,12 @@ struct FastWeightTokens {
   using Arguments = FastWeightArguments;
   static constexpr int warps = Width / 16, threads = warp_size * warps, columns = 16 * warps;
   static constexpr int chunk = 32, parts = chunk / 16;
-  static_assert(chunk == warp_size);  // a lane for each token's gates
-  using Rows = HalfTile<Width>;       // tokens x channels, or columns
-  using Square = HalfTile<chunk>;     // tokens x tokens
-  using State = Sums[Width / 8];      // of a warp's columns x all channels
-  using Tokens = Sums[chunk / 8];     // of a warp's columns x the tokens of a chunk
+  static constexpr bool places_anew = true;  // ptx_sm80.cuh: registers are scarce
+  static_assert(chunk == warp_size);         // a lane for each token's gates
+  using Rows = HalfTile<Width>;              // tokens x channels, or columns
+  using Square = HalfTile<chunk>;            // tokens x tokens
+  using State = Sums[Width / 8];             // of a warp's columns x all channels
+  using Tokens = Sums[chunk / 8];            // of a warp's columns x the tokens of a chunk
   static constexpr bool narrow_range = dtype_of<T> == dtype::float16;
 
   static constexpr index_t column_blocks(const Arguments& a) { return (a.values + columns - 1) / columns; }

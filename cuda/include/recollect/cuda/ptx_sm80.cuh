@@ -16,12 +16,6 @@ struct Sm80Thread : StreamThread {
     extern __shared__ __align__(1024) char aligned_memory[];
     return aligned_memory;
   }
-  /// Opaque, and so made into places anew wherever it is asked for: kept from one loop's end to the next, they would fill the registers.
-  __device__ int index() const {
-    int own = StreamThread::index();
-    asm volatile("" : "+r"(own));
-    return own;
-  }
   __device__ std::uint32_t address(const void* pointer) const { return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer)); }
 
   __device__ void copy16(std::uint32_t to, const void* from, bool there) const {
@@ -78,6 +72,18 @@ struct Sm80Thread : StreamThread {
     else
       asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
     return word;
+  }
+#endif
+};
+
+/// The same for a kernel that says `places_anew`: its index is opaque, so that places are made from it wherever they are asked for. Kept
+/// from one end of a loop to the other, they would fill the registers.
+struct AnewSm80Thread : Sm80Thread {
+#ifdef __CUDA_ARCH__
+  __device__ int index() const {
+    int own = StreamThread::index();
+    asm volatile("" : "+r"(own));
+    return own;
   }
 #endif
 };

@@ -50,7 +50,10 @@ __global__ void __launch_bounds__(Kernel::threads, 1) run([[maybe_unused]] const
 #endif
   } else if constexpr (architecture_of<Kernel>() == 80) {
 #ifdef __CUDA_ARCH__
-    Kernel::run(Sm80Thread{}, arguments);
+    if constexpr (requires { Kernel::places_anew; })
+      Kernel::run(AnewSm80Thread{}, arguments);
+    else
+      Kernel::run(Sm80Thread{}, arguments);
 #endif
   } else {
     Kernel::run(StreamThread{}, arguments);
