@@ -164,7 +164,7 @@ Tensor energies(const Network& h, const Network* constant = nullptr) {
 
 /// The gradient of f(network) by central differences in float64, one number of an operand after the other.
 template <class F>
-Tensor by_differences(const Network& at, Tensor Network::* operand, F&& f) {
+Tensor by_differences(const Network& at, Tensor Network::*operand, F&& f) {
   Tensor gradient((at.*operand).shape, dtype::float64, 0);
   Network h = at;
   Tensor exact((at.*operand).shape, dtype::float64, 0);
