@@ -4,7 +4,8 @@
 #include "emulator_sm90.hpp"
 #include "recall_oracle.hpp"
 
-#include "recollect/cuda/recall.hpp"
+#include "recollect/cuda/attention.hpp"
+#include "recollect/cuda/retrieval.hpp"
 
 namespace {
 

@@ -4,6 +4,7 @@
 
 #include "recollect/cuda/recall_energy.hpp"
 #include "recollect/cuda/recall_pullback.hpp"
+#include "recollect/cuda/retrieval.hpp"
 
 namespace recollect::cuda {
 

@@ -3,7 +3,7 @@
 /// line is a packed tile where tensor cores serve, and else a pattern.
 #pragma once
 
-#include "recollect/cuda/recall.hpp"
+#include "recollect/cuda/retrieval.hpp"
 
 namespace recollect::cuda {
 

@@ -3,7 +3,9 @@
 /// All that are not wanted are left out.
 #pragma once
 
+#include "recollect/cuda/attention.hpp"
 #include "recollect/cuda/recall_pullback.hpp"
+#include "recollect/cuda/retrieval.hpp"
 
 namespace recollect::cuda {
 

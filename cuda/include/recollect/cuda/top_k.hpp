@@ -3,6 +3,7 @@
 /// in recall.hpp.
 #pragma once
 
+#include "recollect/cuda/attention.hpp"
 #include "recollect/cuda/recall_pullback.hpp"
 #include "recollect/cuda/top_k_backward.hpp"
 #include "recollect/math/separation.hpp"
