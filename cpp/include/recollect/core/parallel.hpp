@@ -104,7 +104,7 @@ class ThreadPool final : public Executor {
  private:
   // The gate counts the workers inside a region in steps of `one`; the lowest bit says whether more may enter.
   static constexpr int open = 1, one = 2;
-  static constexpr int spins = 4000;
+  static constexpr int spins = 20000;  // some 20 us: calls one after the other find workers awake, who take as long to wake up
 
   bool enter() {
     int gate = gate_.load(std::memory_order_acquire);
