@@ -28,7 +28,7 @@ index_t rows_of_a_block(const RecallProblem<T>& p) {
 template <class T>
 index_t rows_of_a_task(const RecallProblem<T>& p, index_t parts) {
   constexpr index_t enough_tasks = 8, enough_work = index_t{1} << 20;  // multiply-adds
-  const auto in_steps = [](index_t rows) { return (rows / 24 + 1) * 24; };
+  const auto in_steps = [](index_t rows) { return std::max<index_t>((rows + 23) / 24, 1) * 24; };
   const index_t worth = enough_work / std::max<index_t>(p.patterns * (p.width + p.value_width), 1);
   const index_t shared = p.rows * p.outer * std::max<index_t>(parts, 1) / enough_tasks;
   return std::min(rows_of_a_block(p), in_steps(std::max(worth, shared)));

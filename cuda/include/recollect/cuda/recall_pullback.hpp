@@ -148,11 +148,8 @@ class RecallPullback {
     const index_t splits = to.energy ? 1 : b.splits(b.row_tiles(), patterns_);
     const int width = to.recall.width;
     b.backward.recall.splits = splits;
-    float *const parts = splits > 1 && to.d_query.given() ? floats(splits * all_rows() * width) : nullptr, *const scales =
-                                                                                                               splits > 1 && to.d_scales
-                                                                                                                   ? floats(splits *
-                                                                                                                            all_rows())
-                                                                                                                   : nullptr;
+    float* const parts = splits > 1 && to.d_query.given() ? floats(splits * all_rows() * width) : nullptr;
+    float* const scales = splits > 1 && to.d_scales ? floats(splits * all_rows()) : nullptr;
     if (parts) b.backward.d_query = dense(parts, width);
     if (scales) b.backward.d_scales = scales;
     launch<Kernel>(op_, device_, b);
